@@ -1,0 +1,1 @@
+"""What the algorithms share: policies with observation statistics, rollouts, the critic."""

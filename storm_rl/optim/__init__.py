@@ -1,0 +1,1 @@
+"""Stochastic optimisers with recursive momentum. Knows tensors only."""
