@@ -4,28 +4,36 @@ import argparse
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable
+from typing import Any
 
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 
-def zoo_builder(algorithm: str) -> Callable[[str, int, str | None], BaseAlgorithm]:
-    """A builder of ``algorithm`` (as ``"ppo"``) with RL Zoo's settings and environments for each task."""
+def build_from_zoo(
+    algorithm: str, task_id: str, seed: int, tensorboard_log: str | None, **arguments: Any
+) -> BaseAlgorithm:
+    """``algorithm`` (as ``"ppo"``) with RL Zoo's settings, environments and wrappers for the task.
 
-    def build(task_id: str, seed: int, tensorboard_log: str | None) -> BaseAlgorithm:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            manager = ExperimentManager(
-                argparse.Namespace(), algorithm, task_id, folder, seed=seed, eval_freq=-1, verbose=0
-            )
-            settings, _ = manager.read_hyperparameters()
-            # Schedules, policy keyword arguments, wrappers and VecNormalize as the zoo's `train` sets them up.
-            settings, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(settings)
-            env = manager.create_envs(manager.n_envs, no_log=True)
-        model: BaseAlgorithm = ALGOS[algorithm](
-            env=env, seed=seed, device="cpu", tensorboard_log=tensorboard_log, **settings
+    ``arguments`` replace settings, for ablations.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        manager = ExperimentManager(
+            argparse.Namespace(),
+            algorithm,
+            task_id,
+            folder,
+            seed=seed,
+            eval_freq=-1,
+            verbose=0,
+            hyperparams=arguments or None,
         )
-        return model
-
-    return build
+        settings, _ = manager.read_hyperparameters()
+        # Schedules, policy keyword arguments, wrappers and VecNormalize as the zoo's `train` sets them up.
+        settings, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(settings)
+        env = manager.create_envs(manager.n_envs, no_log=True)
+    model: BaseAlgorithm = ALGOS[algorithm](
+        env=env, seed=seed, device="cpu", tensorboard_log=tensorboard_log, **settings
+    )
+    return model

@@ -31,22 +31,26 @@ def quickstart(output: Output = Path("runs/quickstart"), seeds: Seeds = 3, worke
 
 @app.command()
 def benchmark(
-    agents: Annotated[str, typer.Option(help="Agents, separated by commas.")] = "storm_plus_pg,ppo_zoo",
-    tasks: Annotated[str, typer.Option(help="Tasks, separated by commas; all five by default.")] = "",
+    agents: Annotated[
+        list[str] | None, typer.Option("--agent", help="An agent; give the option once for each.")
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="A task; all five by default.")] = None,
     output: Output = Path("runs/benchmark"),
     seeds: Seeds = 10,
     first_seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     workers: Workers = 2,
     budget: Annotated[int | None, typer.Option(help="Env steps in place of each task's own.")] = None,
 ) -> None:
-    """Run any agents on any of the benchmark's tasks, by its protocol."""
+    """Run any agents on any of the benchmark's tasks, by its protocol.
+
+    A variant of an agent is written with its arguments: --agent "storm_plus_pg[momentum=1.0]".
+    """
     from envs import TASKS
     from experiments.studies.benchmark import run_benchmark
 
-    chosen = tasks.split(",") if tasks else list(TASKS)
-    _exit(
-        run_benchmark(agents.split(","), chosen, list(range(first_seed, first_seed + seeds)), output, workers, budget)
-    )
+    names = agents or ["storm_plus_pg", "ppo_zoo"]
+    chosen_seeds = list(range(first_seed, first_seed + seeds))
+    _exit(run_benchmark(names, tasks or list(TASKS), chosen_seeds, output, workers, budget))
 
 
 def _exit(succeeded: bool) -> None:

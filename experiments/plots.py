@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from agents import CONTESTANTS
+from agents import get_contestant
 from envs import Task
 from experiments.runs import write_atomically
 
@@ -48,7 +48,7 @@ def draw_learning_curves(axes: Axes, task: Task, runs: Mapping[str, Sequence[dic
             ]
         )
         axes.plot(steps, curves.T, color=colour, alpha=0.3, linewidth=0.8)
-        label = CONTESTANTS[agent].label if agent in CONTESTANTS else agent
+        label = get_contestant(agent).label
         axes.plot(steps, np.median(curves, axis=0), line, color=colour, linewidth=2, label=f"{label}, median")
     axes.axhline(task.threshold, color="0.4", linestyle=":", linewidth=1)
     axes.annotate("threshold", (0.01, task.threshold), xycoords=("axes fraction", "data"), va="bottom", color="0.4")

@@ -49,7 +49,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         **kwargs: Any,
     ) -> None:
         self.transitions_per_rollout = transitions_per_rollout
-        # Spaces are checked below, with errors that SB3's assertions do not give.
         super().__init__(policy, env, n_steps=n_steps, _init_setup_model=False, **kwargs)  # type: ignore[arg-type]
         if not issubclass(self.policy_class, StandardisedActorCriticPolicy):
             raise TypeError(
@@ -57,16 +56,22 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"{', '.join(self.policy_aliases)} or a subclass of storm_rl.common.policies' classes."
             )
         if self.env is not None:
-            self._check_spaces()
             self._check_rollout_size()
 
-    def _check_spaces(self) -> None:
-        if not isinstance(self.action_space, _ACTION_SPACES):
-            raise TypeError(f"unsupported action space {self.action_space}: {_names(_ACTION_SPACES)} are supported.")
-        if not isinstance(self.observation_space, _OBSERVATION_SPACES):
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Every environment comes through here, before SB3 asserts anything about it.
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        actions, observations = wrapped.action_space, wrapped.observation_space
+        if not isinstance(actions, _ACTION_SPACES):
+            raise TypeError(f"unsupported action space {actions}: {_names(_ACTION_SPACES)} are supported.")
+        if isinstance(actions, spaces.Box) and not np.isfinite([actions.low, actions.high]).all():
+            raise ValueError(f"action space {actions} must have finite bounds.")
+        if not isinstance(observations, _OBSERVATION_SPACES):
             raise TypeError(
-                f"unsupported observation space {self.observation_space}: {_names(_OBSERVATION_SPACES)} are supported."
+                f"unsupported observation space {observations}: {_names(_OBSERVATION_SPACES)} are supported."
             )
+        return wrapped
 
     def _check_rollout_size(self) -> None:
         if self.n_steps is None:

@@ -250,7 +250,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.logger.record("train/direction_norm", float(direction.norm()))
         self.logger.record("train/direction_metric_norm", max(direction_square, 0.0) ** 0.5)
         if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", float(self.policy.log_std.exp().mean()))
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
     def _gradient_at(self, theta: Tensor, batch: RolloutBufferSamples) -> tuple[Tensor, Tensor]:
         """The importance-weighted gradient of the surrogate at ``theta``, flat, and the weights.
