@@ -267,6 +267,7 @@ class BatchedEnv(VecEnv):
 class SubEnv:
     """One environment of a batch seen alone: what `get_attr`, `set_attr` and `env_method` reach.
 
+    Methods: ``reset``, ``render`` and ``get_wrapper_attr``; no ``step``, for the batch steps as one.
     Readable: ``state``, ``np_random``, ``unwrapped``, and the batch's own constants and spaces, such as ``gravity``,
     ``spec`` or ``render_mode``. Settable: ``state``, and names of the caller's own, kept for each environment apart.
     The batch's constants are not: all environments share them.
