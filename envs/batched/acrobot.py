@@ -15,7 +15,7 @@ class BatchedAcrobot(BatchedEnv):
 
     The state is gymnasium's: the first link's angle (rad, 0 hangs down), the second's relative to it, and both angular
     velocities (rad/s); "book" dynamics, one step of fourth-order Runge-Kutta. The arithmetic runs in gymnasium's order
-    in float64 save that squares are products there ``pow``, whose last bit may differ: one step agrees to 1e-13 in
+    in float64 save that squares are products there ``pow``, whose last bit may differ: one step agrees to 1e-12 in
     the state, and a trajectory parts from gymnasium's as chaotic ones do.
     """
 
