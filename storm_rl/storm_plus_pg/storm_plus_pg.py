@@ -4,12 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.observations import select
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
+from storm_rl.common.rollout_window import Transitions
 from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights
 from storm_rl.storm_plus_pg.metric import EuclideanMetric, FisherMetric, Metric
 from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
@@ -104,6 +103,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
         advantage_horizon: int = 1,
+        reuse_rollouts: int = 1,
+        critic_minibatches: int | None = None,
         ent_coef: float = 0.0,
         momentum: Momentum = "storm+",
         momentum_floor: float = 0.3,
@@ -132,6 +133,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             learning_rate=learning_rate,
             n_steps=n_steps,
             transitions_per_rollout=512,
+            reuse_rollouts=reuse_rollouts,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
@@ -153,6 +155,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
         self.advantage_horizon = advantage_horizon
+        self.critic_minibatches = critic_minibatches
         self._adv_var = 0.0
         self._adv_n = 0
         self.momentum = momentum
@@ -204,27 +207,23 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._update_actor(batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
-        self.policy.update_observation_statistics(batch.observations)
+        self.policy.update_observation_statistics(self.window.newest.observations)
         self._update_critic(batch)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _whole_rollout(self) -> RolloutBufferSamples:
-        # Drawn once so that the buffer is flat, then in order: one environment after the other.
-        next(iter(self.rollout_buffer.get(batch_size=None)))
-        batch: RolloutBufferSamples = self.rollout_buffer._get_samples(np.arange(self.n_steps * self.n_envs))
-        actions, advantages = batch.actions, batch.advantages
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
+    def _whole_rollout(self) -> Transitions:
+        batch = self.window.transitions(self.policy, self.gamma, self.gae_lambda)
+        advantages = batch.advantages
         if self.normalize_advantage:
             self._adv_n = min(self._adv_n + 1, self.advantage_horizon)
             self._adv_var += (float(advantages.var()) - self._adv_var) / self._adv_n
             advantages = (advantages - advantages.mean()) / (self._adv_var**0.5 + 1e-8)
-        return batch._replace(actions=actions, advantages=advantages)
+        return batch._replace(advantages=advantages)
 
     # ------------------------------------------------------------------ actor
 
-    def _update_actor(self, batch: RolloutBufferSamples) -> None:
+    def _update_actor(self, batch: Transitions) -> None:
         # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
         self.policy.set_training_mode(False)
         parameters = self.policy.actor_parameters()
@@ -240,7 +239,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             self._record_cosine(recursion.direction, gradients.mean(dim=0))
         proposal = recursion.propose(gradients, gradients_at_previous)
 
-        self.metric.remember(batch.observations)
+        self.metric.remember(self.window.newest.observations)
         natural_direction = self.metric.inverse_product(self.policy, proposal.direction)
         direction_square = float(proposal.direction.dot(natural_direction))
         _check_finite("the actor's step", natural_direction)
@@ -265,7 +264,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
-    def _part_gradients(self, batch: RolloutBufferSamples) -> tuple[Tensor, Tensor]:
+    def _part_gradients(self, batch: Transitions) -> tuple[Tensor, Tensor]:
         """Importance-weighted gradients of the surrogate at the actor's present parameters, and the weights.
 
         One gradient for each part of the rollout, ``(k, n)``, scaled so that their mean is the rollout's. At the
@@ -274,7 +273,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         parameters = self.policy.actor_parameters()
         distribution = self.policy.get_distribution(batch.observations)
         log_prob = distribution.log_prob(batch.actions)
-        weights = per_step_weights(log_prob, batch.old_log_prob, truncation=self.max_weight)
+        weights = per_step_weights(log_prob, batch.behaviour_log_prob, truncation=self.max_weight)
         objective = weights * batch.advantages * log_prob
         if self.ent_coef:
             entropy = distribution.entropy()
@@ -300,17 +299,20 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
 
     # ----------------------------------------------------------------- critic
 
-    def _update_critic(self, batch: RolloutBufferSamples) -> None:
+    def _update_critic(self, batch: Transitions) -> None:
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale)
         scale = self.policy.value_scale
-        size = len(batch.returns)
+        size = len(batch.value_targets)
         losses = []
-        for _ in range(self.n_epochs):
+        epochs = self.n_epochs
+        if self.critic_minibatches:
+            epochs = max(1, round(self.critic_minibatches / -(-size // self.batch_size)))
+        for _ in range(epochs):
             for index in torch.split(torch.randperm(size, device=self.device), self.batch_size):
                 values = self.policy.predict_values(select(batch.observations, index)).flatten()
-                loss = functional.mse_loss(values / scale, batch.returns[index] / scale)
+                loss = functional.mse_loss(values / scale, batch.value_targets[index] / scale)
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.policy.optimizer.step()
@@ -319,7 +321,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.logger.record("train/value_scale", scale)
         self.logger.record(
             "train/explained_variance",
-            float(explained_variance(batch.old_values.cpu().numpy(), batch.returns.cpu().numpy())),
+            float(explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())),
         )
 
     # ------------------------------------------------------------ learn, save
