@@ -274,13 +274,14 @@ def test_nan_gradient_is_reported_and_never_written() -> None:
     model = small(make_vec_env("CartPole-v1", n_envs=2)).learn(64)
     actor = parameters_to_vector(model.policy.actor_parameters()).detach().clone()
     state = model.recursion.state_dict()
-    compute = model.rollout_buffer.compute_returns_and_advantage
+    transitions = model.window.transitions
 
-    def broken(*args: Any, **kwargs: Any) -> None:
-        compute(*args, **kwargs)
-        model.rollout_buffer.advantages[3] = np.nan
+    def broken(*args: Any) -> Any:
+        result = transitions(*args)
+        result.advantages[3] = np.nan
+        return result
 
-    model.rollout_buffer.compute_returns_and_advantage = broken  # type: ignore[method-assign]
+    model.window.transitions = broken  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"policy gradient has .* NaN"):
         model.learn(64, reset_num_timesteps=False)
     assert torch.equal(actor, parameters_to_vector(model.policy.actor_parameters()))
