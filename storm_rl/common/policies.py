@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -135,6 +135,21 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         """The parameters of the value function, in a fixed order."""
         modules: list[nn.Module] = [self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net]
         return list(_unique_parameters(modules))
+
+    @property
+    def critic_learns_features(self) -> bool:
+        """Whether the critic's features extractor has parameters, and so changes while the critic is fitted."""
+        return any(True for _ in self.vf_features_extractor.parameters())
+
+    def critic_features(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
+        """What the critic's own network sees of ``observations``: ``(n, features_dim)``."""
+        return BaseModel.extract_features(self, observations, self.vf_features_extractor)
+
+    def scaled_values(self, features: Tensor) -> Tensor:
+        """Values in units of :attr:`value_scale`, ``(n,)``, of what :meth:`critic_features` gave."""
+        latent = self.mlp_extractor.forward_critic(features)
+        values: Tensor = self.value_head.linear(latent).flatten()
+        return values
 
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""

@@ -304,25 +304,35 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale)
         scale = self.policy.value_scale
-        size = len(batch.value_targets)
+        targets = batch.value_targets / scale
+        features = None
+        if not self.policy.critic_learns_features:
+            with torch.no_grad():
+                features = self.policy.critic_features(batch.observations)
         losses = []
-        epochs = self.n_epochs
-        if self.critic_minibatches:
-            epochs = max(1, round(self.critic_minibatches / -(-size // self.batch_size)))
-        for _ in range(epochs):
-            for index in torch.split(torch.randperm(size, device=self.device), self.batch_size):
-                values = self.policy.predict_values(select(batch.observations, index)).flatten()
-                loss = functional.mse_loss(values / scale, batch.value_targets[index] / scale)
-                self.policy.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                self.policy.optimizer.step()
-                losses.append(loss.detach())
+        for index in self._minibatches(len(targets)):
+            part = (
+                self.policy.critic_features(select(batch.observations, index)) if features is None else features[index]
+            )
+            loss = functional.mse_loss(self.policy.scaled_values(part), targets[index])
+            self.policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.policy.optimizer.step()
+            losses.append(loss.detach())
         self.logger.record("train/value_loss", float(torch.stack(losses).mean()))
         self.logger.record("train/value_scale", scale)
         self.logger.record(
             "train/explained_variance",
             float(explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())),
         )
+
+    def _minibatches(self, size: int) -> Iterator[Tensor]:
+        """Indices of the critic's minibatches, in all its passes over ``size`` transitions."""
+        epochs = self.n_epochs
+        if self.critic_minibatches:
+            epochs = max(1, round(self.critic_minibatches / -(-size // self.batch_size)))
+        for _ in range(epochs):
+            yield from torch.split(torch.randperm(size, device=self.device), self.batch_size)
 
     # ------------------------------------------------------------ learn, save
 
