@@ -55,6 +55,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: Action space.
         lr_schedule: Learning-rate schedule of the critic's optimizer.
         normalize_observations: Whether real-valued observations are standardised.
+        use_sde: Whether noise is a function of the state, for Box actions.
+        log_std_init: Logarithm of the initial noise; None: 0, and -0.5 with ``use_sde``.
         share_features_extractor: True only for extractors without parameters; None: as SB3's default extractor,
             which only flattens, allows, and never for another.
         features_extractor_class: Features extractor.
@@ -72,6 +74,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         normalize_observations: bool = True,
+        use_sde: bool = False,
+        log_std_init: float | None = None,
         share_features_extractor: bool | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -79,6 +83,9 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self.normalize_observations = normalize_observations
+        if log_std_init is None:
+            # gSDE's noise adds up over the features: at 0 it would saturate most bounded actions.
+            log_std_init = -0.5 if use_sde else 0.0
         if share_features_extractor is None:
             share_features_extractor = features_extractor_class is FlattenExtractor
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
@@ -87,6 +94,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             observation_space,
             action_space,
             lr_schedule,
+            use_sde=use_sde,
+            log_std_init=log_std_init,
             share_features_extractor=share_features_extractor,
             features_extractor_class=features_extractor_class,
             optimizer_class=optimizer_class,

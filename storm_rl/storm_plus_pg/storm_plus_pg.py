@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -72,7 +73,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         fisher_rollouts: Number of recent rollouts whose states the Fisher matrix covers.
         fisher_states: Number of states kept for it in all; bounds its memory.
         max_kl: Largest quadratic KL of a step, in nats; None for no bound.
-        use_sde: gSDE exploration (Raffin et al. 2021) in place of Gaussian noise, for Box actions.
+        use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) in place of Gaussian noise, for Box actions.
+            None: for every Box action space.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
         rollout_buffer_class: Rollout buffer class; None: chosen by the observation space.
         rollout_buffer_kwargs: Its further arguments.
@@ -117,8 +119,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         fisher_rollouts: int = 8,
         fisher_states: int = 1024,
         max_kl: float | None = 0.01,
-        use_sde: bool = False,
-        sde_sample_freq: int = -1,
+        use_sde: bool | None = None,
+        sde_sample_freq: int = 32,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -142,7 +144,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             # Of SB3's base; actor and critic are separate here and no gradient is clipped.
             vf_coef=1.0,
             max_grad_norm=float("inf"),
-            use_sde=use_sde,
+            use_sde=bool(use_sde),
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
@@ -153,6 +155,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             seed=seed,
             device=device,
         )
+        if use_sde is None and self.env is not None:
+            self.use_sde = isinstance(self.action_space, spaces.Box)
         self.critic_steps = critic_steps
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
