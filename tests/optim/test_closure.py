@@ -223,4 +223,4 @@ def test_squared_norm_by_rows_equals_a_float64_sum(scale: float, dtype: torch.dt
     tensors = [torch.randn(20 * ROW + 7), torch.randn(3), torch.randn(40, 32 * ROW).T, torch.zeros(0)]
     tensors = [(tensor * scale).to(dtype) for tensor in tensors]
     exact = sum(float(tensor.double().square().sum()) for tensor in tensors)
-    assert squared_norm(tensors) == pytest.approx(exact, rel=1e-6)
+    assert squared_norm(tensors) == pytest.approx(exact, rel=1e-6, abs=0.0)
