@@ -212,7 +212,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor], squared_gradient: float
     ) -> None:
         options = self.param_groups[0]
-        noise_sum, floor = options["noise_sum"], options["momentum_floor"]
+        noise_sum = options["noise_sum"]
         foreach = options["foreach"] is not False
 
         known = [p for p in gradients if "direction" in self.state.get(p, ())]
@@ -221,14 +221,15 @@ class RecursiveOptimizer(Optimizer, ABC):
             noise_sum += sum(
                 squared_norm([self.state[p]["gradient"] - g]) for p, g in zip(known, shift, strict=True)
             )
-        momentum = max(floor, self._momentum(noise_sum))
+        momentum = self._momentum(noise_sum)
+        floored = max(options["momentum_floor"], momentum)
         direction = [self.state[p]["direction"] for p in known]
-        update_direction(direction, [gradients[p] for p in known], shift, momentum, foreach=foreach)
+        update_direction(direction, [gradients[p] for p in known], shift, floored, foreach=foreach)
         self._remember(gradients)
 
         if not self._looks_back():
             noise_sum += self._noise(squared_gradient)
-            momentum = max(floor, self._momentum(noise_sum))
+            momentum = self._momentum(noise_sum)
         squared_direction = squared_norm([self.state[p]["direction"] for p in gradients])
         self._check_direction(math.isfinite(squared_direction))
         direction_sum = options["direction_sum"] + self._direction_weight(squared_direction, momentum)
@@ -260,12 +261,12 @@ class RecursiveOptimizer(Optimizer, ABC):
                 shift = at_previous[p] if p in at_previous else torch.zeros_like(p)
                 if self._looks_back():
                     noise_sum = noise_sum + (state["gradient"] - shift).to(dtype).square()
-                momentum = self._momentum(noise_sum).clamp_(min=floor).to(p.dtype)
-                update_direction([state["direction"]], [gradient], [shift], [momentum])
+                floored = self._momentum(noise_sum).clamp_(min=floor).to(p.dtype)
+                update_direction([state["direction"]], [gradient], [shift], [floored])
             self._remember({p: gradient})
             if not self._looks_back():
                 noise_sum = noise_sum + self._noise(gradient.to(dtype).square())
-            momentum = self._momentum(noise_sum).clamp_(min=floor)
+            momentum = self._momentum(noise_sum)
             weighted = self._direction_weight(state["direction"].to(dtype).square(), momentum)
             direction_sum = state["direction_sum"] + weighted if "direction_sum" in state else weighted
             self._check_direction(bool(direction_sum.isfinite().all()))
@@ -311,7 +312,7 @@ class RecursiveOptimizer(Optimizer, ABC):
 
     @property
     def momentum(self) -> float:
-        """``a`` as it stands after the last step; 1 before the first. Global form only."""
+        """``a``, floored, as it stands after the last step; 1 before the first. Global form only."""
         options = self._global_options("momentum")
         return float(max(options["momentum_floor"], self._momentum(float(options["noise_sum"]))))
 
@@ -319,9 +320,8 @@ class RecursiveOptimizer(Optimizer, ABC):
     def step_size(self) -> float:
         """``eta_t`` of the last step, without ``lr``. Global form only."""
         options = self._global_options("step_size")
-        return float(
-            self._step_size(float(options["noise_sum"]), float(options["direction_sum"]), self.momentum)
-        )
+        noise_sum = float(options["noise_sum"])
+        return float(self._step_size(noise_sum, float(options["direction_sum"]), self._momentum(noise_sum)))
 
     def _global_options(self, name: str) -> dict[str, Any]:
         if self.param_groups[0]["per_coordinate"]:

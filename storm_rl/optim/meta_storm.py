@@ -41,7 +41,7 @@ class MetaSTORM(RecursiveOptimizer):
             the power 1/4; 1/3 with ``"gradient"`` is nearest to STORM+.
         a_0: Scale of the noise sum; the larger, the longer :math:`a` stays near 1.
         b_0: Holds the first steps back; the larger, the smaller they are.
-        momentum_floor: Least :math:`a_t`, in both places where it stands.
+        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`, see :class:`STORMPlus`.
         weight_decay: Decoupled decay, see :class:`STORMPlus`.
         per_coordinate: Sums for each coordinate, a heuristic of the paper's experiments.
         maximize: Ascend.

@@ -30,7 +30,7 @@ class STORM(RecursiveOptimizer):
             of the squared smoothness. ``k`` and ``w`` of 0.1 with ``c`` searched over powers of ten is what
             the paper's experiments did; 100 is the value in the authors' code.
         lr: Multiplies :math:`\eta_t` in the update, not in :math:`a_{t+1}`.
-        momentum_floor: Least :math:`a_t`.
+        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`, see :class:`STORMPlus`.
         weight_decay: Decoupled decay, see :class:`STORMPlus`.
         per_coordinate: Sums for each coordinate; a heuristic, see :class:`STORMPlus`.
         maximize: Ascend.

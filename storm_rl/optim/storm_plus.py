@@ -24,9 +24,10 @@ class STORMPlus(RecursiveOptimizer):
     Args:
         params: Parameters, or dicts that define groups.
         lr: Multiplies :math:`\eta_t`. The paper has 1; a scheduler may change it.
-        momentum_floor: Least :math:`a_t`, in both places where it stands. 0 is the paper; 0.1 to 0.3 forgets
-            old directions faster, for problems where the correction is unreliable (prototypes of this
-            project needed it for small reinforcement-learning batches).
+        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`; the step size keeps the paper's
+            :math:`a`. 0 is the paper. 0.1 forgets old directions, and the noise of the first sample, within
+            some ten steps, where the paper's :math:`a` of a large loss is so small that they stay. A
+            heuristic of this project, see its study of loss scales; a floor in the step size too was worse.
         weight_decay: Decoupled decay: parameters are multiplied by ``1 - lr * weight_decay`` before the step
             (Loshchilov, Hutter, arXiv 1711.05101). With ``lr = 1`` useful values are near 1e-4.
         per_coordinate: Keep the sums for each coordinate, as AdaGrad does, instead of one for all. A

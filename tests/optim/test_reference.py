@@ -72,7 +72,7 @@ class Reference:
             raw = [(1 + known / o.a_0) ** (-2 / 3)] * len(self.x)
         else:
             raw = [(1 + s / o.a_0) ** (-2 / 3) for s in self.noise[known]]
-        return [max(o.floor, value) for value in raw]
+        return raw
 
     def step(self, gradient: Gradient) -> None:
         o, t = self.options, len(self.gradients_squared)
@@ -83,7 +83,7 @@ class Reference:
             g_then = gradient(self.x_old)
             self.add(self.noise, self.pool([(u - v) ** 2 for u, v in zip(self.g_old, g_then, strict=True)]))
             d = [
-                gi + (1 - ai) * (di - hi)
+                gi + (1 - max(o.floor, ai)) * (di - hi)
                 for gi, ai, di, hi in zip(g, self.a(t - 1), self.d_old, g_then, strict=True)
             ]
         self.add(self.gradients_squared, self.pool([value**2 for value in g]))

@@ -1,0 +1,1 @@
+"""The benchmark: command line, runners, studies and stored results."""

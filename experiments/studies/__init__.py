@@ -1,0 +1,1 @@
+"""Studies: one question each, with stored results that one command rebuilds."""
