@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from experiments.studies.optimisers.problems import PROBLEMS, batches, digits, network
 from storm_rl.optim import STORM, MetaSTORM, STORMPlus
 
-NORMS_STEPS = 10_000
+NORMS_STEPS = 5_000
 SCALE_STEPS = 1_000
 EPOCHS = 15
-SCALES = tuple(10.0**power for power in range(-4, 5))
+SCALES = tuple(10.0**power for power in range(-4, 5, 2))
 SCALE_SEEDS = 3
 """The scales are told apart by orders of magnitude, so more seeds would not change what is seen."""
 
