@@ -139,7 +139,7 @@ class RecursiveOptimizer(Optimizer, ABC):
     def _evaluate(
         self, closure: Closure, parameters: Sequence[Tensor]
     ) -> tuple[Tensor | float, list[Tensor]]:
-        """Loss and gradients, checked for all but NaN; the gradients are left in ``p.grad``."""
+        """Checked loss and gradients, NaN excepted; the gradients are left in ``p.grad``."""
         for p in parameters:
             p.grad = None
         with torch.enable_grad():
@@ -186,7 +186,9 @@ class RecursiveOptimizer(Optimizer, ABC):
             loss, found = self._evaluate(closure, parameters)
             self._check_finite(all_finite(found), found, loss)
             for p, current in zip(parameters, current_gradients, strict=True):
-                if current is not None and p.grad is not None and p.grad.data_ptr() == current.data_ptr():
+                if current is None or p.grad is None or not p.numel():
+                    continue
+                if p.grad.data_ptr() == current.data_ptr():
                     raise ValueError(
                         f"{self.algorithm}: the closure wrote both gradients of a step to the same memory; "
                         "let backward() allocate p.grad"

@@ -62,7 +62,8 @@ def _rows(tensor: Tensor) -> Tensor:
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether every element is finite and the squared norm is; cheaper than the norm."""
     norms = torch._foreach_norm(list(tensors), 2)
-    return all(math.isfinite(float(norm)) for norm in norms) or math.isfinite(squared_norm(tensors))
+    total = torch.stack([norm.to(norms[0]) for norm in norms]).sum()
+    return math.isfinite(float(total)) or math.isfinite(squared_norm(tensors))
 
 
 def _power(base: Number, exponent: float) -> Number:
