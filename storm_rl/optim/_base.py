@@ -215,7 +215,9 @@ class RecursiveOptimizer(Optimizer, ABC):
     ) -> None:
         options = self.param_groups[0]
         noise_sum = options["noise_sum"]
-        foreach = options["foreach"] is not False
+        foreach = options["foreach"]
+        if foreach is None:
+            foreach = all(p.is_cuda for p in gradients)
 
         known = [p for p in gradients if "direction" in self.state.get(p, ())]
         shift = [at_previous[p] if p in at_previous else torch.zeros_like(p) for p in known]

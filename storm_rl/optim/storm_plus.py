@@ -34,8 +34,9 @@ class STORMPlus(RecursiveOptimizer):
             heuristic of the META-STORM paper's experiments (arXiv 2209.14853), without a proof. Needs two
             more tensors a parameter.
         maximize: Ascend. May differ between groups, which gives descent-ascent.
-        foreach: Use torch's kernels over lists of tensors, with equal results; None does, since they work in
-            place here and cost no memory. The per-coordinate form always loops.
+        foreach: Use torch's kernels over lists of tensors, with equal results. None does where all
+            parameters are on CUDA; on a CPU the plain loop is faster, since a tensor stays in the cache
+            through its passes. The per-coordinate form always loops.
         replay: Give the second evaluation the random numbers of the first, so that dropout and augmentation
             agree: torch's, Python's and numpy's global states. Without it the two gradients are of different
             samples and the variance is *not* reduced.

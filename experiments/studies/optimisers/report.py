@@ -124,6 +124,12 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), spread
 
 
+def at(curves: Record, share: float) -> float:
+    """Mean gradient norm so far, at a share of all samples (interpolated on logarithms)."""
+    x, y = np.log(curves["samples"]), np.log(curves["mean"])
+    return float(np.exp(np.interp(x[-1] + math.log(share), x, y)))
+
+
 def norms_table(records: list[Record]) -> pd.DataFrame:
     """Slopes of the mean gradient norm since step 1, which theory bounds, and of the current one."""
     rows = []
@@ -135,6 +141,9 @@ def norms_table(records: list[Record]) -> pd.DataFrame:
             for name, key in (("slope of mean", "mean"), ("slope of current", "window")):
                 row[name], row[f"{name}, s.e."] = mean_and_error([slope(c["samples"], c[key]) for c in kept])
             row["mean norm"], row["mean norm, s.e."] = mean_and_error([c["mean"][-1] for c in kept])
+            # A step of the STORM family takes two gradients, so it gets half the samples.
+            share = 0.5 if "STORM" in method else 1.0
+            row["mean norm, equal gradients"] = mean_and_error([at(c, share) for c in kept])[0]
             row["last norm"] = mean_and_error([c["window"][-1] for c in kept])[0]
         rows.append(row)
     return pd.DataFrame(rows)
