@@ -139,7 +139,8 @@ def swap(left: Sequence[Tensor], right: Sequence[Tensor]) -> None:
     """Exchange values in place."""
     for one, other in zip(left, right, strict=True):
         pairs = [(one, other)]
-        if one.device.type == "cpu" and one.is_contiguous() and other.is_contiguous():
+        splits = one.numel() > PIECE and one.device.type == "cpu"
+        if splits and one.is_contiguous() and other.is_contiguous():
             flat, other_flat = one.view(-1), other.view(-1)
             pairs = list(zip(torch.split(flat, PIECE), torch.split(other_flat, PIECE), strict=True))
         for piece, other_piece in pairs:
