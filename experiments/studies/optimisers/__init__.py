@@ -54,7 +54,7 @@ def main(
         ends: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
         for record in tuning:
             key = record["problem"], record["method"], record["steps"]
-            ends.setdefault(key, []).append((runs.tail(record), record["setting"]))
+            ends.setdefault(key, []).append((runs.score(record, quick), record["setting"]))
         best = {key: min(values)[1] for key, values in ends.items()}
         jobs = runs.main_jobs(seeds, quick, lambda *key: best.get(key))
         records = perform_all("measuring", jobs, folder, workers)

@@ -54,7 +54,7 @@ def build(parameters: int) -> tuple[nn.Sequential, Callable[[], Tensor]]:
 
 
 def times(parameters: int, budget: float) -> list[dict[str, Any]]:
-    """Lower quartile of seconds, the contestants taking turns; other work on a machine only adds time.
+    """Lower quartile of processor seconds, the contestants taking turns; other work on a machine only adds.
 
     ``ratio`` is to two forward-backward passes plus a step of Adam (the optimiser alone).
     """
@@ -71,21 +71,23 @@ def times(parameters: int, budget: float) -> list[dict[str, Any]]:
     taken: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     rounds = 0
-    while rounds < 5 or (time.perf_counter() - start < budget and rounds < 300):
-        rounds += 1
+    while rounds < 2 or time.perf_counter() - start < budget:
         for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - begin)
-    # The first two rounds allocate state and evaluate the closure once only.
-    typical = {name: sorted(values[2:])[len(values[2:]) // 4] for name, values in taken.items()}
+            for turn in range(4):
+                begin = time.process_time()
+                call()
+                # The first round allocates state; the first call of a turn finds others' data in the cache.
+                if rounds and turn:
+                    taken[name].append(time.process_time() - begin)
+        rounds += 1
+    typical = {name: sorted(values)[len(values) // 4] for name, values in taken.items()}
     bar = 2 * typical["forward-backward"] + typical["Adam"]
     count = sum(p.numel() for p in model.parameters())
     return [
         {
             "parameters": count,
             "method": name,
-            "rounds": rounds - 2,
+            "timed steps": len(taken[name]),
             "seconds": value,
             "ratio": None if name in ("forward-backward", "Adam") else value / bar,
         }

@@ -156,7 +156,7 @@ def relative_end(record: Record) -> float:
 
 
 SURVIVES = 2.0
-"""A method survives a scale where its end is within this factor of its own end at scale 1."""
+"""A method survives a scale where its end is within this factor of its own best, and below half the start."""
 
 
 def scale_table(records: list[Record]) -> pd.DataFrame:
@@ -259,7 +259,7 @@ def plot_digits(records: list[Record], path: Path) -> None:
                 y = np.array([c[key] for c in kept]).mean(0)
                 axes[row, column].plot(kept[0]["epoch"], y, line, color=colour, label=method, linewidth=width)
         axes[0, column].set(yscale="log", title=kind)
-        axes[1, column].set(xlabel="epoch", ylim=(0.8, 1.0))
+        axes[1, column].set(xlabel="epoch", ylim=(0.5, 1.0))
     axes[0, 0].set_ylabel("train loss (cross-entropy)")
     axes[1, 0].set_ylabel("test accuracy")
     finish(figure, axes[0, 0], path)
@@ -291,8 +291,8 @@ def finish(figure: Any, axis: Any, path: Path) -> None:
     """One legend below all panels."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
-    rows = math.ceil(len(labels) / 4)
-    figure.tight_layout(rect=(0, 0.055 * rows + 0.02, 1, 1))
+    inches = 0.2 * math.ceil(len(labels) / 4) + 0.15
+    figure.tight_layout(rect=(0, inches / figure.get_figheight(), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -29,7 +29,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "Adam": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "STORM": (1.0, 10.0, 100.0, 1000.0),
 }
-"""What is tuned, by the tail of one run with a seed of its own: learning rates, and STORM's c."""
+"""What is tuned, by one run with a seed of its own: learning rates, and STORM's c."""
 
 DEFAULTS = {"SGD": 1e-3, "Adam": 1e-3, "STORM": 100.0}
 """Values that torch and the library set themselves."""
@@ -165,11 +165,18 @@ def perform(job: Job, folder: Path) -> dict[str, Any]:
     return record
 
 
-def tail(record: dict[str, Any]) -> float:
-    """What tuning minimises: the mean gradient norm of the last fifth of a decade, or the last train loss."""
+def score(record: dict[str, Any], quick: bool) -> float:
+    """What tuning minimises, which is what the run is judged by.
+
+    The train loss of the last epochs; the mean gradient norm over all steps for the gradient norms, and over
+    the last steps for the loss scales.
+    """
     curves = record["curves"]
-    values = curves["loss"][-3:] if "loss" in curves else curves["window"][-2:]
-    return float("inf") if curves["diverged"] else sum(values) / len(values)
+    if curves["diverged"]:
+        return float("inf")
+    if "loss" in curves:
+        return float(sum(curves["loss"][-3:]))
+    return float(curves["mean"][-1] if record["steps"] == lengths(quick)[0] else sum(curves["window"][-2:]))
 
 
 NORMS: tuple[str, ...] = (
