@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from experiments.studies.optimisers import optimisers
+
 app = typer.Typer(
     help="Studies of storm-rl: agents x tasks x seeds, run, resumed and reported.",
     no_args_is_help=True,
@@ -51,6 +53,9 @@ def benchmark(
     names = agents or ["storm_plus_pg", "ppo_zoo"]
     chosen_seeds = list(range(first_seed, first_seed + seeds))
     _exit(run_benchmark(names, tasks or list(TASKS), chosen_seeds, output, workers, budget))
+
+
+app.command()(optimisers)
 
 
 def _exit(succeeded: bool) -> None:

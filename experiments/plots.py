@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from agents import get_contestant
 from envs import Task
-from experiments.runs import write_atomically
+from experiments.files import write_atomically
 
 # Okabe and Ito's palette without yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

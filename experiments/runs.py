@@ -4,7 +4,6 @@ import gzip
 import importlib.metadata
 import inspect
 import json
-import os
 import platform
 import subprocess
 import time
@@ -24,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents import get_contestant
 from envs import Task, get_task
+from experiments.files import write_atomically
 
 PROTOCOL_VERSION = 1
 EVALUATION_EPISODES = 20
@@ -187,20 +187,6 @@ def git_revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.strip() + ("" if clean else "+")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` is either whole or as it was, whatever happens in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_run(path: Path) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from rich.table import Table
 
 from agents import get_contestant
 from envs import get_task
+from experiments.files import write_atomically
 from experiments.grid import run_grid
 from experiments.measures import measure
 from experiments.plots import learning_curves
-from experiments.runs import RunSpec, load_run, write_atomically
+from experiments.runs import RunSpec, load_run
 
 
 def run_benchmark(

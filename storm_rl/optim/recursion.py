@@ -1,4 +1,4 @@
-r"""The STORM+ recursion on lists of tensors: the one place where its equations stand.
+r"""The recursions on lists of tensors: the one place where their equations stand.
 
 Minimise :math:`f(x) = E_\xi[f(x; \xi)]` with :math:`g_t = \nabla f(x_t; \xi_t)` and :math:`d_1 = g_1`
 (Levy, Kavis, Cevher, NeurIPS 2021, Algorithm 1, arXiv 2111.01040):
@@ -11,34 +11,133 @@ Minimise :math:`f(x) = E_\xi[f(x; \xi)]` with :math:`g_t = \nabla f(x_t; \xi_t)`
 
 Indices matter: ``a_{t+1}`` knows the gradients up to ``t`` only, ``eta_t`` divides by ``a_{i+1}`` and not by
 ``a_i``, and the last line takes both gradients on the *same* sample.
+
+STORM (Cutkosky, Orabona, NeurIPS 2019, arXiv 1905.10018) and META-STORM (Liu et al., arXiv 2209.14853) keep
+the last two lines and choose ``a`` and ``eta`` differently. The formulas for ``a`` and ``eta`` take floats
+(sums over all coordinates) or tensors (one sum a coordinate).
 """
 
+import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
+"""A sum over all coordinates, or a tensor with one sum a coordinate."""
+
+
+ROW = 256
+"""Elements of a float32 tensor whose norm is taken in float32 before the rest is done in float64: 5 times
+faster on a CPU than float64 throughout, at an error near 1e-8 where one float32 sum was off by 1e-3."""
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> float:
     """Squared Euclidean norm over all ``tensors`` together, accumulated in float64."""
     if not tensors:
         return 0.0
-    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors])
-    return float(norms.square().sum())
+    if all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors):
+        rows = [_rows(tensor) for tensor in tensors]
+        squared = float(torch.linalg.vector_norm(torch.cat(rows), dtype=torch.float64)) ** 2
+        # Squares of float32 have left its range outside of these bounds.
+        if 1e-20 < squared < math.inf:
+            return squared
+    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
+    return float(torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum())
 
 
-def storm_plus_momentum(sum_squared_gradients: float) -> float:
+def _rows(tensor: Tensor) -> Tensor:
+    """A vector of the same norm: for a large tensor the norms of its rows of ``ROW``."""
+    whole = tensor.numel() // ROW * ROW
+    flat = tensor.reshape(-1)
+    if whole < 16 * ROW:
+        return flat
+    norms = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
+    return torch.cat([norms, flat[whole:]]) if whole < flat.numel() else norms
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every element is finite and the squared norm is; cheaper than the norm."""
+    norms = torch._foreach_norm(list(tensors), 2)
+    total = torch.stack([norm.to(norms[0]) for norm in norms]).sum()
+    return math.isfinite(float(total)) or math.isfinite(squared_norm(tensors))
+
+
+def _power(base: Number, exponent: float) -> Number:
+    return base.pow(exponent) if isinstance(base, Tensor) else math.pow(base, exponent)
+
+
+def storm_plus_momentum(sum_squared_gradients: Number) -> Number:
     r"""``a_{t+1} = (1 + \sum_{i <= t} ||g_i||^2)^(-2/3)``, in (0, 1]; 1 forgets the past."""
-    return float((1.0 + sum_squared_gradients) ** (-2.0 / 3.0))
+    return _power(1.0 + sum_squared_gradients, -2.0 / 3.0)
 
 
-def storm_plus_step_size(sum_weighted_directions: float) -> float:
+def storm_plus_step_size(sum_weighted_directions: Number) -> Number:
     r"""``eta_t = (\sum_{i <= t} ||d_i||^2 / a_{i+1})^(-1/3)``.
 
     A sum of 0 means that every direction so far was exactly zero: nothing moves, whatever the step, and the
     step size is given as 0 so that ``eta_t d_t`` stays finite.
     """
-    return float(sum_weighted_directions ** (-1.0 / 3.0)) if sum_weighted_directions > 0.0 else 0.0
+    if isinstance(sum_weighted_directions, Tensor):
+        return _power(sum_weighted_directions, -1.0 / 3.0).masked_fill_(sum_weighted_directions == 0.0, 0.0)
+    return _power(sum_weighted_directions, -1.0 / 3.0) if sum_weighted_directions > 0.0 else 0.0
+
+
+def storm_step_size(sum_squared_gradients: Number, k: float, w: float) -> Number:
+    r"""STORM's ``eta_t = k / (w + \sum_{i <= t} ||g_i||^2)^(1/3)`` (arXiv 1905.10018, Algorithm 1)."""
+    return k * _power(w + sum_squared_gradients, -1.0 / 3.0)
+
+
+def storm_momentum(step_size: Number, c: float) -> Number:
+    """STORM's ``a_{t+1} = min(1, c eta_t^2)`` (arXiv 1905.10018, Algorithm 1)."""
+    momentum = c * (step_size * step_size)
+    return momentum.clamp_(max=1.0) if isinstance(momentum, Tensor) else min(1.0, momentum)
+
+
+def meta_storm_momentum(noise_sum: Number, a_0: float) -> Number:
+    """META-STORM's ``a = (1 + noise_sum / a_0)^(-2/3)`` (arXiv 2209.14853)."""
+    return _power(1.0 + noise_sum / a_0, -2.0 / 3.0)
+
+
+def meta_storm_step_size(sum_squared_directions: Number, momentum: Number, b_0: float, p: float) -> Number:
+    r"""META-STORM's ``1 / b_t = a^q / (b_0 + \sum_{i <= t} ||d_i||^2)^p`` with ``p + 2q = 1``."""
+    return _power(momentum, (1.0 - p) / 2.0) * _power(b_0 + sum_squared_directions, -p)
+
+
+def update_direction(
+    direction: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    gradients_at_previous: Sequence[Tensor],
+    momentum: float | Sequence[Tensor],
+    *,
+    foreach: bool = False,
+) -> None:
+    """Turn ``d_{t-1}`` into ``d_t = g_t + (1 - a_t) (d_{t-1} - g'_t)``, in place.
+
+    Args:
+        direction: ``d_{t-1}``, overwritten by ``d_t``.
+        gradients: ``g_t``, the gradients at the current parameters, one tensor a parameter.
+        gradients_at_previous: ``g'_t``, the gradients at the *previous* parameters on the sample of ``g_t``.
+        momentum: ``a_t`` for all, or one tensor a parameter with one ``a_t`` a coordinate.
+        foreach: Use torch's kernels over lists; the plain loop defines the result.
+    """
+    if not direction:
+        return
+    if foreach:
+        tensors = list(direction)
+        torch._foreach_sub_(tensors, list(gradients_at_previous))
+        if isinstance(momentum, float):
+            torch._foreach_mul_(tensors, 1.0 - momentum)
+        else:
+            torch._foreach_mul_(tensors, [1.0 - a for a in momentum])
+        torch._foreach_add_(tensors, list(gradients))
+        return
+    for index, (tensor, gradient, at_previous) in enumerate(
+        zip(direction, gradients, gradients_at_previous, strict=True)
+    ):
+        a = momentum if isinstance(momentum, float) else momentum[index]
+        tensor.sub_(at_previous).mul_(1.0 - a).add_(gradient)
 
 
 def recursive_direction(
@@ -56,7 +155,6 @@ def recursive_direction(
             (importance-weighted where the sample's law moves with the parameters).
         momentum: ``a_t``; 1 gives ``g_t`` alone.
     """
-    return [
-        gradient + (1.0 - momentum) * (direction - at_previous)
-        for gradient, direction, at_previous in zip(gradients, previous_direction, gradients_at_previous, strict=True)
-    ]
+    direction = [tensor.clone() for tensor in previous_direction]
+    update_direction(direction, gradients, gradients_at_previous, float(momentum))
+    return direction

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from agents import get_contestant
 from envs import get_task
 from experiments.cli import app
+from experiments.files import write_atomically
 from experiments.grid import run_grid
 from experiments.runs import (
     PROTOCOL_VERSION,
@@ -20,7 +21,6 @@ from experiments.runs import (
     evaluation_env,
     execute,
     load_run,
-    write_atomically,
 )
 
 QUIET = Console(quiet=True)

@@ -1,0 +1,401 @@
+"""What the recursive optimisers share: two gradients on one sample, the recursion, and torch's interface."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from storm_rl.optim._checks import checked_gradient, checked_loss, nonnegative
+from storm_rl.optim._closure import Buffers, Closure, RandomState, swap, watch_buffers
+from storm_rl.optim.recursion import Number, all_finite, squared_norm, update_direction
+
+GROUP_OPTIONS = ("lr", "weight_decay", "maximize")
+"""Options that may differ between parameter groups; all others are the optimiser's."""
+
+POINT = ("previous", "direction", "gradient")
+"""State of a parameter that is about the point before: x_{t-1}, d_{t-1} and, in META-STORM, g_{t-1}."""
+
+SUMS = ("noise_sum", "direction_sum")
+"""Sums over all steps: floats in the parameter groups, or tensors in the state (per-coordinate form)."""
+
+
+class RecursiveOptimizer(Optimizer, ABC):
+    """Base of STORM+, STORM and META-STORM, which differ in ``a_t`` and ``eta_t`` alone.
+
+    Global sums are Python floats in the parameter groups (the same in each), since ``load_state_dict`` would
+    cast tensors in the state to the dtype of the parameter.
+    """
+
+    algorithm: ClassVar[str]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        options: dict[str, Any],
+        *,
+        lr: float | Tensor,
+        momentum_floor: float,
+        weight_decay: float,
+        per_coordinate: bool,
+        maximize: bool,
+        foreach: bool | None,
+        replay: bool,
+    ) -> None:
+        if not 0.0 <= momentum_floor <= 1.0:
+            raise ValueError(f"momentum_floor must be from 0 to 1, got {momentum_floor!r}")
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "maximize": bool(maximize),
+            "momentum_floor": float(momentum_floor),
+            "per_coordinate": bool(per_coordinate),
+            "foreach": foreach,
+            "replay": bool(replay),
+            **options,
+            "noise_sum": 0.0,
+            "direction_sum": 0.0,
+            # Tells the state_dict of one algorithm from another's.
+            "algorithm": self.algorithm,
+        }
+        super().__init__(params, defaults)
+
+    # The rules of the three algorithms
+
+    @abstractmethod
+    def _momentum(self, noise_sum: Number) -> Number:
+        """``a`` from the sum that measures the noise."""
+
+    @abstractmethod
+    def _step_size(self, noise_sum: Number, direction_sum: Number, momentum: Number) -> Number:
+        """``eta_t`` from the sums that include step ``t``."""
+
+    def _noise(self, squared_gradient: Number) -> Number:
+        """What step ``t`` adds to the noise sum."""
+        return squared_gradient
+
+    def _direction_weight(self, squared_direction: Number, momentum: Number) -> Number:
+        """What step ``t`` adds to the direction sum."""
+        return squared_direction
+
+    def _looks_back(self) -> bool:
+        """Whether the noise is the change of the gradient at the *previous* point from sample to sample."""
+        return False
+
+    # The step
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
+        """Evaluate the closure at the current and the previous parameters, and move.
+
+        Args:
+            closure: Computes the loss of *one sample*, calls ``backward()`` and returns the loss. Gradients
+                are cleared before each call. It must use the same sample each time it is called within a
+                step: draw the batch outside. It is called once in the first step and twice from then on.
+
+        Returns:
+            The loss at the current parameters, detached. ``p.grad`` holds the gradients there.
+
+        Raises:
+            TypeError: If the closure is missing or not callable, or returns no number, or a gradient is
+                sparse or complex.
+            ValueError: If the loss or a gradient is NaN or infinite, the loss is not one number, or no
+                parameter has a gradient. Parameters and state are as they were before the step.
+        """
+        if not callable(closure):
+            raise TypeError(
+                f"{self.algorithm}: step needs a closure that computes the loss, calls backward() and "
+                f"returns the loss, since it takes gradients at two points on one sample; got {closure!r}"
+            )
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        devices = sorted({p.device for p in parameters}, key=str)
+        before = RandomState(devices) if self.param_groups[0]["replay"] else None
+
+        with watch_buffers() as buffers:
+            loss, found = self._evaluate(closure, parameters)
+        squared_gradient = squared_norm(found)
+        self._check_finite(math.isfinite(squared_gradient), found, loss)
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        at_previous: dict[Tensor, Tensor] = {}
+        if any("previous" in self.state.get(p, ()) for p in parameters):
+            after = RandomState(devices) if before else None
+            at_previous = self._evaluate_at_previous(closure, parameters, buffers, before, after)
+
+        for p in parameters:
+            # Without a gradient there is no direction at x_t, so the recursion starts anew with the next one.
+            if p not in gradients and p in self.state:
+                for key in POINT:
+                    self.state[p].pop(key, None)
+        if self.param_groups[0]["per_coordinate"]:
+            self._step_per_coordinate(gradients, at_previous)
+        else:
+            self._step_global(gradients, at_previous, squared_gradient)
+        return loss
+
+    def _evaluate(self, closure: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor | float, list[Tensor]]:
+        """Checked loss and gradients, NaN excepted; the gradients are left in ``p.grad``."""
+        for p in parameters:
+            p.grad = None
+        with torch.enable_grad():
+            loss = checked_loss(closure(), self.algorithm)
+        gradients = [checked_gradient(p.grad, self.algorithm) for p in parameters if p.grad is not None]
+        if not gradients:
+            raise ValueError(
+                f"{self.algorithm}: the closure left no gradient in any parameter; the loss must depend on "
+                "the parameters given to the optimizer, and the closure must call loss.backward()"
+            )
+        return loss, gradients
+
+    def _check_finite(self, finite: bool, gradients: Sequence[Tensor], loss: Tensor | float) -> None:
+        if finite:
+            return
+        index = next(i for i, g in enumerate(gradients) if not math.isfinite(squared_norm([g])))
+        raise ValueError(
+            f"{self.algorithm}: gradient {index}, of shape {tuple(gradients[index].shape)}, is NaN, infinite "
+            f"or too large to square (loss {float(loss)}); parameters and state were left as they were"
+        )
+
+    def _evaluate_at_previous(
+        self,
+        closure: Closure,
+        parameters: Sequence[Tensor],
+        buffers: Buffers,
+        before: RandomState | None,
+        after: RandomState | None,
+    ) -> dict[Tensor, Tensor]:
+        """Gradients at ``x_{t-1}`` on the sample just used; leaves everything but ``previous`` as it was.
+
+        On success ``previous`` is ``x_t``, which is what the next step needs; on failure it is ``x_{t-1}``.
+        """
+        remembered = [p for p in parameters if "previous" in self.state.get(p, ())]
+        previous = [self.state[p]["previous"] for p in remembered]
+        current_gradients = [p.grad for p in parameters]
+        after_buffers = buffers.now()
+        # Parameters without a previous value have not moved by this optimiser: x_{t-1} is x_t there.
+        swap(remembered, previous)
+        try:
+            buffers.restore()
+            if before and after:
+                before.restore(after)
+            loss, found = self._evaluate(closure, parameters)
+            self._check_finite(all_finite(found), found, loss)
+            for p, current in zip(parameters, current_gradients, strict=True):
+                if current is None or p.grad is None or not p.numel():
+                    continue
+                if p.grad.data_ptr() == current.data_ptr():
+                    raise ValueError(
+                        f"{self.algorithm}: the closure wrote both gradients of a step to the same memory; "
+                        "let backward() allocate p.grad"
+                    )
+            at_previous = {p: p.grad for p in remembered if p.grad is not None}
+        except BaseException:
+            swap(remembered, previous)
+            raise
+        else:
+            for p, value in zip(remembered, previous, strict=True):
+                p.copy_(value)
+        finally:
+            after_buffers.restore()
+            if before and after:
+                after.restore(before)
+            for p, current in zip(parameters, current_gradients, strict=True):
+                p.grad = current
+        return at_previous
+
+    # The recursion, over all coordinates together or over each
+
+    def _step_global(
+        self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor], squared_gradient: float
+    ) -> None:
+        options = self.param_groups[0]
+        noise_sum = options["noise_sum"]
+        foreach = options["foreach"]
+        if foreach is None:
+            foreach = all(p.is_cuda for p in gradients)
+
+        known = [p for p in gradients if "direction" in self.state.get(p, ())]
+        shift = [at_previous[p] if p in at_previous else torch.zeros_like(p) for p in known]
+        if self._looks_back():
+            noise_sum += sum(squared_norm([self.state[p]["gradient"] - g]) for p, g in zip(known, shift, strict=True))
+        momentum = self._momentum(noise_sum)
+        floored = max(options["momentum_floor"], momentum)
+        direction = [self.state[p]["direction"] for p in known]
+        update_direction(direction, [gradients[p] for p in known], shift, floored, foreach=foreach)
+        self._remember(gradients)
+
+        if not self._looks_back():
+            noise_sum += self._noise(squared_gradient)
+            momentum = self._momentum(noise_sum)
+        squared_direction = squared_norm([self.state[p]["direction"] for p in gradients])
+        self._check_direction(math.isfinite(squared_direction))
+        direction_sum = options["direction_sum"] + self._direction_weight(squared_direction, momentum)
+        step_size = self._step_size(noise_sum, direction_sum, momentum)
+
+        for group in self.param_groups:
+            group["noise_sum"], group["direction_sum"] = noise_sum, direction_sum
+            moving = [p for p in group["params"] if p in gradients]
+            self._decay(group, moving)
+            scale = float(group["lr"]) * step_size * (1.0 if group["maximize"] else -1.0)
+            directions = [self.state[p]["direction"] for p in moving]
+            if foreach and moving:
+                torch._foreach_add_(moving, directions, alpha=scale)
+            else:
+                for p, tensor in zip(moving, directions, strict=True):
+                    p.add_(tensor, alpha=scale)
+
+    def _step_per_coordinate(self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor]) -> None:
+        floor = self.param_groups[0]["momentum_floor"]
+        step_sizes: dict[Tensor, Tensor] = {}
+        for p, gradient in gradients.items():
+            state = self.state[p]
+            # Sums of many small squares stand still in half precision.
+            dtype = torch.float32 if p.dtype.itemsize < 4 else p.dtype
+            noise_sum = state["noise_sum"] if "noise_sum" in state else torch.zeros_like(p, dtype=dtype)
+            if "direction" in state:
+                shift = at_previous[p] if p in at_previous else torch.zeros_like(p)
+                if self._looks_back():
+                    noise_sum = noise_sum + (state["gradient"] - shift).to(dtype).square()
+                floored = self._momentum(noise_sum).clamp_(min=floor).to(p.dtype)
+                update_direction([state["direction"]], [gradient], [shift], [floored])
+            self._remember({p: gradient})
+            if not self._looks_back():
+                noise_sum = noise_sum + self._noise(gradient.to(dtype).square())
+            momentum = self._momentum(noise_sum)
+            weighted = self._direction_weight(state["direction"].to(dtype).square(), momentum)
+            direction_sum = state["direction_sum"] + weighted if "direction_sum" in state else weighted
+            self._check_direction(bool(direction_sum.isfinite().all()))
+            state["noise_sum"], state["direction_sum"] = noise_sum, direction_sum
+            step_sizes[p] = self._step_size(noise_sum, direction_sum, momentum).to(p.dtype)
+        for group in self.param_groups:
+            moving = [p for p in group["params"] if p in gradients]
+            self._decay(group, moving)
+            scale = float(group["lr"]) * (1.0 if group["maximize"] else -1.0)
+            for p in moving:
+                p.addcmul_(step_sizes[p], self.state[p]["direction"], value=scale)
+
+    def _remember(self, gradients: dict[Tensor, Tensor]) -> None:
+        """Keep what the next step needs of this point; a parameter that is new starts with ``d_t = g_t``."""
+        for p, gradient in gradients.items():
+            state = self.state[p]
+            if "direction" not in state:
+                state["previous"] = p.detach().clone(memory_format=torch.preserve_format)
+                state["direction"] = gradient.clone(memory_format=torch.preserve_format)
+            if self._looks_back():
+                state["gradient"] = gradient.clone(memory_format=torch.preserve_format)
+
+    def _check_direction(self, finite: bool) -> None:
+        """The one failure that shows only after ``d`` has been written: forget the point and start anew."""
+        if finite:
+            return
+        for state in self.state.values():
+            for key in POINT:
+                state.pop(key, None)
+        raise ValueError(
+            f"{self.algorithm}: the direction or its square overflows; parameters were left as they were and "
+            "the recursion starts anew from the next gradient. Scale the loss down"
+        )
+
+    @staticmethod
+    def _decay(group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Decoupled weight decay, with ``lr`` as its schedule (Loshchilov, Hutter, arXiv 1711.05101)."""
+        if group["weight_decay"]:
+            for p in parameters:
+                p.mul_(1.0 - float(group["lr"]) * group["weight_decay"])
+
+    # What a user reads
+
+    @property
+    def momentum(self) -> float:
+        """``a``, floored, as it stands after the last step; 1 before the first. Global form only."""
+        options = self._global_options("momentum")
+        return float(max(options["momentum_floor"], self._momentum(float(options["noise_sum"]))))
+
+    @property
+    def step_size(self) -> float:
+        """``eta_t`` of the last step, without ``lr``. Global form only."""
+        options = self._global_options("step_size")
+        noise_sum = float(options["noise_sum"])
+        return float(self._step_size(noise_sum, float(options["direction_sum"]), self._momentum(noise_sum)))
+
+    def _global_options(self, name: str) -> dict[str, Any]:
+        if self.param_groups[0]["per_coordinate"]:
+            raise ValueError(f"{self.algorithm}: {name} is one number a coordinate when per_coordinate is True")
+        return self.param_groups[0]
+
+    # Parameter groups and state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it may set ``lr``, ``weight_decay`` and ``maximize`` for itself.
+
+        A parameter that joins later has no previous direction: its first direction is its gradient, and its
+        gradients count in the global sums from then on.
+
+        Raises:
+            ValueError: If an option is out of range, or belongs to the whole optimiser and differs.
+            TypeError: If a parameter is complex.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
+        shared = self.param_groups[0] if self.param_groups else self.defaults
+        group = {**{key: self.defaults[key] for key in GROUP_OPTIONS}, **param_group}
+        for key in self.defaults:
+            if key not in GROUP_OPTIONS and group.setdefault(key, shared[key]) != shared[key]:
+                raise ValueError(
+                    f"{key} belongs to the whole optimizer: a group asks for {group[key]!r} where "
+                    f"{shared[key]!r} is set; give it to the constructor"
+                )
+        nonnegative("lr", group["lr"])
+        nonnegative("weight_decay", group["weight_decay"])
+        if isinstance(group.get("params"), Tensor):
+            group["params"] = [group["params"]]
+        group["params"] = list(group["params"])
+        for p in group["params"]:
+            tensor = p[1] if isinstance(p, tuple) else p
+            if isinstance(tensor, Tensor) and tensor.is_complex():
+                raise TypeError(
+                    f"a parameter of dtype {tensor.dtype} is not supported; optimise torch.view_as_real of it"
+                )
+        super().add_param_group(group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` returned; the next steps equal those of the optimiser that saved it.
+
+        Raises:
+            ValueError: If it was saved by another optimiser, or for parameters of other shapes.
+        """
+        groups = state_dict["param_groups"]
+        for group in groups:
+            missing = sorted(set(self.defaults) - set(group))
+            if missing or group["algorithm"] != self.algorithm:
+                raise ValueError(
+                    f"state_dict was saved by {group.get('algorithm', 'another optimizer')}, "
+                    f"not {self.algorithm}" + (f" (it lacks {', '.join(missing)})" if missing else "")
+                )
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        indices = [index for group in groups for index in group["params"]]
+        saved = {p: state_dict["state"].get(i, {}) for i, p in zip(indices, parameters, strict=False)}
+        for p, state in saved.items():
+            for key, value in state.items():
+                if value.shape != p.shape:
+                    raise ValueError(
+                        f"state_dict holds {key} of shape {tuple(value.shape)} for a parameter of shape "
+                        f"{tuple(p.shape)}; it was saved for another model or order of parameters"
+                    )
+        super().load_state_dict(state_dict)
+        for p, state in saved.items():
+            for key in state:
+                # torch shares the tensors with `state_dict`, and casts sums to the parameter's dtype.
+                value = state[key].to(p.device) if key in SUMS else self.state[p][key]
+                self.state[p][key] = value.clone(memory_format=torch.preserve_format)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # torch adds this default of its own, which no group of ours has.
+        self.defaults.pop("differentiable", None)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)

@@ -1,0 +1,93 @@
+"""STORM (Cutkosky, Orabona, NeurIPS 2019)."""
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from storm_rl.optim._base import RecursiveOptimizer
+from storm_rl.optim._checks import nonnegative
+from storm_rl.optim.recursion import Number, storm_momentum, storm_step_size
+
+
+class STORM(RecursiveOptimizer):
+    r"""STORM, the predecessor of STORM+, with three constants.
+
+    With :math:`g_t = \nabla f(x_t; \xi_t)` and :math:`d_1 = g_1`,
+
+    .. math::
+        \eta_t &= k \, (w + \sum_{i \le t} \lVert g_i \rVert^2)^{-1/3} \\
+        x_{t+1} &= x_t - \eta_t d_t \\
+        a_{t+1} &= \min(1, c \, \eta_t^2) \\
+        d_{t+1} &= \nabla f(x_{t+1}; \xi_{t+1}) + (1 - a_{t+1}) (d_t - \nabla f(x_t; \xi_{t+1}))
+
+    (Algorithm 1 of arXiv 1905.10018). The theory's constants keep :math:`c \eta_t^2` below 1; the minimum,
+    which the authors' code has too, serves other constants.
+
+    Args:
+        params: Parameters, or dicts that define groups.
+        k: Scale of the step.
+        w: Holds the first steps back; the larger, the smaller they are.
+        c: Scale of the momentum; the larger, the faster old directions are forgotten. In theory of the order
+            of the squared smoothness. ``k`` and ``w`` of 0.1 with ``c`` searched over powers of ten is what
+            the paper's experiments did; 100 is the value in the authors' code.
+        lr: Multiplies :math:`\eta_t` in the update, not in :math:`a_{t+1}`.
+        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`, see :class:`STORMPlus`.
+        weight_decay: Decoupled decay, see :class:`STORMPlus`.
+        per_coordinate: Sums for each coordinate; a heuristic, see :class:`STORMPlus`.
+        maximize: Ascend.
+        foreach: See :class:`STORMPlus`.
+        replay: See :class:`STORMPlus`.
+
+    Raises:
+        ValueError: If an option is negative, NaN or out of its range, or ``k`` or ``w`` is 0.
+        TypeError: If an option is not a number, or a parameter is complex.
+
+    Example:
+        >>> import torch
+        >>> x = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = STORM([x], k=0.1, w=0.1, c=100.0)
+        >>> def closure():
+        ...     loss = (x**2).sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+    """
+
+    algorithm = "STORM"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        k: float = 0.1,
+        w: float = 0.1,
+        c: float = 100.0,
+        *,
+        lr: float | Tensor = 1.0,
+        momentum_floor: float = 0.0,
+        weight_decay: float = 0.0,
+        per_coordinate: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        replay: bool = True,
+    ) -> None:
+        nonnegative("k", k, positive=True)
+        nonnegative("w", w, positive=True)
+        nonnegative("c", c)
+        super().__init__(
+            params,
+            {"k": float(k), "w": float(w), "c": float(c)},
+            lr=lr,
+            momentum_floor=momentum_floor,
+            weight_decay=weight_decay,
+            per_coordinate=per_coordinate,
+            maximize=maximize,
+            foreach=foreach,
+            replay=replay,
+        )
+
+    def _momentum(self, noise_sum: Number) -> Number:
+        options = self.param_groups[0]
+        return storm_momentum(storm_step_size(noise_sum, options["k"], options["w"]), options["c"])
+
+    def _step_size(self, noise_sum: Number, direction_sum: Number, momentum: Number) -> Number:
+        options = self.param_groups[0]
+        return storm_step_size(noise_sum, options["k"], options["w"])
