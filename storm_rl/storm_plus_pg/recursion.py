@@ -37,7 +37,7 @@ class PolicyRecursion:
         momentum: How ``a_t`` is set. ``"storm+"``: the paper's schedule. ``"measured"``: what minimises the error
             of ``d_t`` as measured, see :meth:`_measured_momentum`. A number in (0, 1]: constant (STORM-PG, Yuan
             et al. 2020); 1 forgets the past.
-        momentum_floor: Lower bound of the paper's ``a_t``, in [0, 1]; 0 leaves the paper as it is.
+        momentum_floor: Lower bound of a scheduled or measured ``a_t``, in [0, 1]; 0 leaves the paper as it is.
 
     Raises:
         ValueError: A momentum or floor outside its range.
@@ -112,7 +112,7 @@ class PolicyRecursion:
         cross = _covariance_of_mean(gradients, difference)
         denominator = drift + noise - 2.0 * cross
         momentum = (drift - cross) / denominator if denominator > 0.0 else 1.0
-        return min(1.0, max(0.0, momentum)), ratio
+        return min(1.0, max(self.momentum_floor, momentum)), ratio
 
     def accept(self, proposal: Proposal, direction_square: float, parameters: Tensor) -> float:
         """Take a proposal into the state and give ``eta_t``.

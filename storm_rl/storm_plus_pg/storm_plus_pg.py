@@ -65,7 +65,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         ent_coef: Weight of an entropy bonus in the actor's objective.
         momentum: ``"measured"``; ``"storm+"`` for the paper's schedule; or a constant in (0, 1]; 1 switches the
             recursion off.
-        momentum_floor: Lower bound of the paper's ``a_t``; 0 for none.
+        momentum_floor: Lower bound of a scheduled or measured ``a_t``; 0 for none.
         max_weight: Importance weights are truncated at this value; None for no bound.
         metric: ``"fisher"`` (natural gradient) or ``"euclidean"`` (the paper).
         damping: :math:`\lambda`, added to the Fisher matrix.
