@@ -58,7 +58,5 @@ def recursive_direction(
     """
     return [
         gradient + (1.0 - momentum) * (direction - at_previous)
-        for gradient, direction, at_previous in zip(
-            gradients, previous_direction, gradients_at_previous, strict=True
-        )
+        for gradient, direction, at_previous in zip(gradients, previous_direction, gradients_at_previous, strict=True)
     ]

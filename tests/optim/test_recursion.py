@@ -24,7 +24,5 @@ def test_squared_norm_runs_over_all_tensors_together() -> None:
 
 
 def test_direction_follows_the_recursion() -> None:
-    direction = recursive_direction(
-        [torch.tensor([1.0])], [torch.tensor([5.0])], [torch.tensor([2.0])], momentum=0.25
-    )
+    direction = recursive_direction([torch.tensor([1.0])], [torch.tensor([5.0])], [torch.tensor([2.0])], momentum=0.25)
     assert direction[0].item() == 1.0 + 0.75 * (5.0 - 2.0)

@@ -1,0 +1,1 @@
+"""Environments: the benchmark's tasks as data, and small problems whose gradient is known exactly."""
