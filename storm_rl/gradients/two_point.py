@@ -7,7 +7,7 @@ all points, then one backward pass with any coefficients. Stacked parameters and
 for all points at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class LogProbAtPoints:
         points: Parameter vectors, each with the same names and shapes. They are copied, and not changed.
         vectorised: Evaluate all points in one pass over stacked parameters; otherwise one after the other,
             which is the plain form that the first is tested against.
+        with_respect_to: Names whose gradients are wanted; the others (observation statistics, say) are only part of
+            the point. None: all.
 
     Attributes:
         values: Log-probabilities, detached, shape ``(n_points, *shape)``.
@@ -45,11 +47,13 @@ class LogProbAtPoints:
         log_prob: Callable[[dict[str, Tensor]], Tensor],
         points: Sequence[Parameters],
         vectorised: bool = True,
+        with_respect_to: Collection[str] | None = None,
     ) -> None:
         self._stacked = stack_parameters(points)
         self._n_points = len(points)
-        for leaf in self._stacked.values():
-            leaf.requires_grad_(True)
+        self._names = [name for name in self._stacked if with_respect_to is None or name in with_respect_to]
+        for name in self._names:
+            self._stacked[name].requires_grad_(True)
         with torch.enable_grad():
             if vectorised:
                 # Dropout and sampled noise differ between points, as they would in separate passes.
@@ -71,7 +75,7 @@ class LogProbAtPoints:
             raise ValueError(
                 f"coefficients have shape {tuple(coefficients.shape)}, the log-probabilities {tuple(self.values.shape)}"
             )
-        leaves = list(self._stacked.values())
+        leaves = [self._stacked[name] for name in self._names]
         stacked = torch.autograd.grad(
             self._attached,
             leaves,
@@ -84,7 +88,7 @@ class LogProbAtPoints:
             for leaf, gradient in zip(leaves, stacked, strict=True)
         ]
         return [
-            {name: gradient[i] for name, gradient in zip(self._stacked, filled, strict=True)}
+            {name: gradient[i] for name, gradient in zip(self._names, filled, strict=True)}
             for i in range(self._n_points)
         ]
 
