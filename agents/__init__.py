@@ -1,0 +1,5 @@
+"""The benchmark's contestants: for each, how it is built and with which settings."""
+
+from agents.contestants import CONTESTANTS, Contestant, get_contestant
+
+__all__ = ["CONTESTANTS", "Contestant", "get_contestant"]

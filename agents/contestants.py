@@ -1,0 +1,69 @@
+"""The list of contestants. Each is a name, a label for plots, and a function that builds it for a task."""
+
+import ast
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.storm_plus_pg import build_storm_plus_pg
+from agents.zoo import build_from_zoo
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A contestant of the benchmark.
+
+    Attributes:
+        name: Name on the command line and in file names.
+        label: Name in tables and plots.
+        build: From a task's id, a seed, a TensorBoard folder (or None) and constructor arguments that replace
+            the contestant's own, the model with its training environments, ready for ``learn``.
+    """
+
+    name: str
+    label: str
+    build: Callable[..., BaseAlgorithm]
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    contestant.name: contestant
+    for contestant in (
+        Contestant("storm_plus_pg", "STORM+PG (defaults)", build_storm_plus_pg),
+        Contestant("ppo_zoo", "PPO (RL Zoo tuned)", partial(build_from_zoo, "ppo")),
+    )
+}
+
+
+def get_contestant(name: str) -> Contestant:
+    """The contestant of that name, or a variant of it: ``"storm_plus_pg[momentum=1.0,n_steps=32]"``.
+
+    A variant is built with the arguments in brackets (Python literals) in place of the contestant's own.
+
+    Raises:
+        ValueError: No such contestant (the message lists the known ones and the nearest), or arguments that are
+            not ``argument=literal`` pairs.
+    """
+    base, bracket, arguments = name.partition("[")
+    if base not in CONTESTANTS:
+        nearest = difflib.get_close_matches(base, CONTESTANTS, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"unknown agent {base!r}; known: {', '.join(CONTESTANTS)}.{hint}")
+    contestant = CONTESTANTS[base]
+    if not bracket:
+        return contestant
+    build = partial(contestant.build, **_literals(name, arguments))
+    return Contestant(name, f"{contestant.label.removesuffix(' (defaults)')} [{arguments}", build)
+
+
+def _literals(name: str, arguments: str) -> dict[str, Any]:
+    try:
+        call = ast.parse(f"dict({arguments.removesuffix(']')})", mode="eval").body
+        if not arguments.endswith("]") or not isinstance(call, ast.Call) or call.args:
+            raise ValueError("expected name[argument=literal,...]")
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read the arguments of agent {name!r}: {error}") from error

@@ -1,0 +1,53 @@
+"""The benchmark's tasks as data: budget, evaluation interval, threshold and score range of each."""
+
+import difflib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the benchmark.
+
+    Attributes:
+        id: Gymnasium id.
+        budget: Env steps of one run.
+        evaluate_every: Env steps between two evaluations.
+        threshold: Mean return of the deterministic policy over 20 episodes that counts as solved.
+        score_range: Returns that are normalised to 0 and 1.
+    """
+
+    id: str
+    budget: int
+    evaluate_every: int
+    threshold: float
+    score_range: tuple[float, float]
+
+    def normalised(self, mean_return: float) -> float:
+        """``mean_return`` on the task's scale from 0 to 1; not clipped."""
+        low, high = self.score_range
+        return (mean_return - low) / (high - low)
+
+
+TASKS: dict[str, Task] = {
+    task.id: task
+    for task in (
+        Task("CartPole-v1", 100_000, 1_000, 475.0, (0.0, 500.0)),
+        Task("Acrobot-v1", 200_000, 2_000, -100.0, (-500.0, -75.0)),
+        Task("MountainCar-v0", 200_000, 2_000, -120.0, (-200.0, -100.0)),
+        Task("MountainCarContinuous-v0", 60_000, 1_000, 90.0, (0.0, 95.0)),
+        Task("Pendulum-v1", 150_000, 2_000, -200.0, (-1_400.0, -145.0)),
+    )
+}
+
+
+def get_task(task_id: str) -> Task:
+    """The task of that id.
+
+    Raises:
+        ValueError: No such task; the message lists the known ones and the nearest.
+    """
+    if task_id not in TASKS:
+        nearest = difflib.get_close_matches(task_id, TASKS, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"unknown task {task_id!r}; known: {', '.join(TASKS)}.{hint}")
+    return TASKS[task_id]

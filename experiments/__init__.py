@@ -1,0 +1,1 @@
+"""Studies, agents x tasks x seeds: run, resume, aggregate, plot, report."""

@@ -1,0 +1,67 @@
+"""Learning curves, in colours that remain apart for colour-blind readers and in print."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from agents import get_contestant
+from envs import Task
+from experiments.runs import write_atomically
+
+# Okabe and Ito's palette without yellow and black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+LINES = ("-", "--", "-.", ":")
+
+
+def learning_curves(task: Task, runs: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Evaluation return against env steps: each seed thin, the median over seeds thick, the threshold dotted.
+
+    Args:
+        task: The task.
+        runs: The runs' records, by contestant.
+        path: Where the PNG goes.
+    """
+    figure, axes = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
+    draw_learning_curves(axes, task, runs)
+    axes.legend(loc="lower right")
+    save(figure, path)
+
+
+def draw_learning_curves(axes: Axes, task: Task, runs: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Draw the curves of one task into ``axes``, without a legend."""
+    for index, (agent, records) in enumerate(runs.items()):
+        colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+        steps = np.asarray(records[0]["evaluations"]["step"])
+        curves = np.asarray(
+            [
+                np.interp(steps, record["evaluations"]["step"], record["evaluations"]["mean_return"])
+                for record in records
+            ]
+        )
+        axes.plot(steps, curves.T, color=colour, alpha=0.3, linewidth=0.8)
+        label = get_contestant(agent).label
+        axes.plot(steps, np.median(curves, axis=0), line, color=colour, linewidth=2, label=f"{label}, median")
+    axes.axhline(task.threshold, color="0.4", linestyle=":", linewidth=1)
+    axes.annotate("threshold", (0.01, task.threshold), xycoords=("axes fraction", "data"), va="bottom", color="0.4")
+    axes.set_title(task.id)
+    axes.set_xlabel("env steps")
+    axes.set_ylabel("deterministic return, mean of 20 episodes")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write ``figure`` as a PNG, whole or not at all, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
+    plt.close(figure)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""The studies, one module each; every module is a command of ``python -m experiments``."""

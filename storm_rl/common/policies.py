@@ -1,0 +1,180 @@
+"""Actor-critic policies that carry their observation statistics and the scale of their values."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    NatureCNN,
+)
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from storm_rl.common.running_statistics import ObservationStatistics, StandardisedFeatures
+
+
+class ValueHead(nn.Module):
+    """The last layer of the critic: a linear layer in units of ``scale``, so that its output is in rewards.
+
+    The layer itself works with values of order 1 whatever the rewards' scale; what leaves it is a value in the
+    environment's own units, as SB3 expects of ``predict_values``.
+    """
+
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Values of shape ``(n, 1)``, in units of return."""
+        values: Tensor = self.linear(latent) * self.scale
+        return values
+
+
+class StandardisedActorCriticPolicy(ActorCriticPolicy):
+    """SB3's actor-critic policy with observation standardisation inside and separate actor and critic.
+
+    Three things differ from :class:`stable_baselines3.common.policies.ActorCriticPolicy`, whose arguments it takes:
+
+    - ``normalize_observations``: observations are standardised by running statistics that are saved and loaded
+      with the policy, so that no ``VecNormalize`` is needed. The statistics move only when the algorithm calls
+      :meth:`update_observation_statistics`, never by acting.
+    - actor and critic share no parameters (``share_features_extractor`` is False and must stay so where the
+      extractor has parameters): the recursion remembers the actor's previous parameters, and the critic's steps
+      would move them behind its back.
+    - ``optimizer`` holds the critic's parameters only; the actor's step belongs to the algorithm.
+
+    Args:
+        observation_space: Observation space.
+        action_space: Action space.
+        lr_schedule: Learning-rate schedule of the critic's optimizer.
+        normalize_observations: Whether real-valued observations are standardised.
+        share_features_extractor: True only for extractors without parameters.
+        **kwargs: Arguments of SB3's ``ActorCriticPolicy``.
+
+    Raises:
+        ValueError: ``share_features_extractor=True`` with an extractor that has parameters.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        normalize_observations: bool = True,
+        share_features_extractor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.normalize_observations = normalize_observations
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            share_features_extractor=share_features_extractor,
+            **kwargs,
+        )
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """The user's features extractor, behind the observation statistics that all extractors share."""
+        extractor = super().make_features_extractor()
+        if self.share_features_extractor and any(True for _ in extractor.parameters()):
+            raise ValueError(
+                f"share_features_extractor=True with {type(extractor).__name__}, which has parameters: "
+                "actor and critic must not share parameters here; leave share_features_extractor=False."
+            )
+        if not self.normalize_observations:
+            return extractor
+        if not hasattr(self, "observation_statistics"):
+            self.observation_statistics = ObservationStatistics(self.observation_space)
+        return StandardisedFeatures(self.observation_statistics, extractor)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.value_head = ValueHead(self.value_net)
+        self.value_net = self.value_head  # type: ignore[assignment]
+        self.optimizer = self.optimizer_class(
+            self.critic_parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the action distribution, in a fixed order."""
+        modules: list[nn.Module] = [
+            self.pi_features_extractor,
+            self.mlp_extractor.policy_net,
+            self.action_net,
+        ]
+        parameters = list(_unique_parameters(modules))
+        log_std = getattr(self, "log_std", None)
+        if isinstance(log_std, nn.Parameter):
+            parameters.append(log_std)
+        return parameters
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the value function, in a fixed order."""
+        modules: list[nn.Module] = [self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net]
+        return list(_unique_parameters(modules))
+
+    def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
+        """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""
+        if self.normalize_observations:
+            self.observation_statistics.update(observations)
+
+    @property
+    def value_scale(self) -> float:
+        """Returns are divided by this before the critic is fitted to them; in units of return."""
+        return float(self.value_head.scale)
+
+    def set_value_scale(self, scale: float) -> None:
+        """Set the unit of the critic's last layer; its outputs, in rewards, scale along."""
+        self.value_head.scale.fill_(scale)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "normalize_observations": self.normalize_observations,
+            "share_features_extractor": self.share_features_extractor,
+        }
+
+
+class StandardisedActorCriticCnnPolicy(StandardisedActorCriticPolicy):
+    """:class:`StandardisedActorCriticPolicy` for images: ``NatureCNN`` features."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class StandardisedMultiInputActorCriticPolicy(StandardisedActorCriticPolicy):
+    """:class:`StandardisedActorCriticPolicy` for Dict observations: SB3's ``CombinedExtractor``."""
+
+    def __init__(
+        self,
+        *args: Any,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+def _unique_parameters(modules: list[nn.Module]) -> Iterator[nn.Parameter]:
+    seen: set[int] = set()
+    for module in modules:
+        for parameter in module.parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+
+
+__all__ = [
+    "StandardisedActorCriticCnnPolicy",
+    "StandardisedActorCriticPolicy",
+    "StandardisedMultiInputActorCriticPolicy",
+    "ValueHead",
+]

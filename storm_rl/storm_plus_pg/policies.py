@@ -1,0 +1,11 @@
+"""The policies of :class:`~storm_rl.STORMPlusPG`."""
+
+from storm_rl.common.policies import (
+    StandardisedActorCriticCnnPolicy,
+    StandardisedActorCriticPolicy,
+    StandardisedMultiInputActorCriticPolicy,
+)
+
+MlpPolicy = StandardisedActorCriticPolicy
+CnnPolicy = StandardisedActorCriticCnnPolicy
+MultiInputPolicy = StandardisedMultiInputActorCriticPolicy

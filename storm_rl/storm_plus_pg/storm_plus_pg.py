@@ -1,0 +1,345 @@
+"""STORM+ policy gradient: an actor-critic whose actor follows a recursive, importance-weighted gradient."""
+
+from typing import Any, Literal, Self
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import explained_variance
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from storm_rl.common.distributions import kept, mean_kl
+from storm_rl.common.observations import select
+from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
+from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights
+from storm_rl.storm_plus_pg.metric import EuclideanMetric, FisherMetric, Metric
+from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
+
+
+class STORMPlusPG(CheckedOnPolicyAlgorithm):
+    r"""STORM+ policy gradient (STORM+PG).
+
+    An on-policy actor-critic. The actor follows the STORM+ recursion (Levy, Kavis, Cevher, "STORM+: Fully Adaptive
+    SGD with Recursive Momentum for Nonconvex Optimization", NeurIPS 2021, arXiv 2111.01040), whose gradient
+    difference is importance-weighted because the data's law moves with the policy. On rollout :math:`\tau_t` of
+    :math:`\pi_{\theta_t}`, with GAE advantages :math:`\hat A` standardised over the rollout:
+
+    .. math::
+        g_t &= -\tfrac1N \sum \hat A(s, a) \nabla \log \pi_{\theta_t}(a|s) \\
+        g'_t &= -\tfrac1N \sum \rho(s, a) \hat A(s, a) \nabla \log \pi_{\theta_{t-1}}(a|s), \quad
+        \rho = \pi_{\theta_{t-1}}(a|s) / \pi_{\theta_t}(a|s) \\
+        d_t &= g_t + (1 - a_t) (d_{t-1} - g'_t) \\
+        \theta_{t+1} &= \theta_t - \eta_t M_t^{-1} d_t
+
+    with the paper's :math:`a_t` (bounded below) and :math:`\eta_t = (\sum_i d_i^T M_i^{-1} d_i / a_{i+1})^{-1/3}`,
+    and :math:`M = F + \lambda I`, the policy's Fisher matrix on states of the last rollouts, which makes
+    :math:`\eta_t` dimensionless. The step is shortened where its quadratic KL would pass ``max_kl``. With
+    ``metric="euclidean"``, ``momentum_floor=0`` and ``max_kl=None`` the actor's step is the paper's to the letter.
+
+    The critic has a network and an optimizer (Adam) of its own and is fitted to the lambda-returns, divided by
+    the running standard deviation of the discounted return. Observations are standardised inside the policy.
+
+    Args:
+        policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of their classes.
+        env: The environment, or the name of a registered one.
+        learning_rate: Learning rate of the *critic's* Adam; a number or a schedule. The actor has none.
+        n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all.
+        n_epochs: Passes over the rollout in which the critic is fitted.
+        batch_size: Minibatch size of the critic.
+        gamma: Discount factor.
+        gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
+        normalize_advantage: Whether advantages are standardised over the rollout.
+        ent_coef: Weight of an entropy bonus in the actor's objective.
+        momentum: ``"storm+"`` for the paper's schedule, or a constant in (0, 1]; 1 switches the recursion off.
+        momentum_floor: Lower bound of the paper's ``a_t``; 0 for none.
+        max_weight: Importance weights are truncated at this value; None for no bound.
+        metric: ``"fisher"`` (natural gradient) or ``"euclidean"`` (the paper).
+        damping: :math:`\lambda`, added to the Fisher matrix.
+        cg_iterations: Conjugate-gradient iterations of one step.
+        fisher_rollouts: Number of recent rollouts whose states the Fisher matrix covers.
+        fisher_states: Number of states kept for it in all; bounds its memory.
+        max_kl: Largest quadratic KL of a step, in nats; None for no bound.
+        use_sde: gSDE exploration (Raffin et al. 2021) in place of Gaussian noise, for Box actions.
+        sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
+        rollout_buffer_class: Rollout buffer class; None: chosen by the observation space.
+        rollout_buffer_kwargs: Its further arguments.
+        stats_window_size: Number of episodes in the logged means.
+        tensorboard_log: Folder of TensorBoard logs; None for none.
+        policy_kwargs: Further arguments of the policy.
+        verbose: 0 prints nothing, 1 the training log, 2 debug messages.
+        seed: Seed of all random generators.
+        device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``.
+        _init_setup_model: Whether to build the networks at once.
+
+    Raises:
+        TypeError: Unsupported space, or a policy that is not one of this package's.
+        ValueError: An argument outside its range.
+
+    Example:
+        >>> from storm_rl import STORMPlusPG
+        >>> model = STORMPlusPG("MlpPolicy", "CartPole-v1", seed=0).learn(2_000)
+        >>> model.num_timesteps
+        2048
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int | None = None,
+        n_epochs: int = 10,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        momentum: Momentum = "storm+",
+        momentum_floor: float = 0.3,
+        max_weight: float | None = 10.0,
+        metric: Literal["fisher", "euclidean"] = "fisher",
+        damping: float = 0.1,
+        cg_iterations: int = 10,
+        fisher_rollouts: int = 8,
+        fisher_states: int = 1024,
+        max_kl: float | None = 0.02,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            transitions_per_rollout=512,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            # Of SB3's base; actor and critic are separate here and no gradient is clipped.
+            vf_coef=1.0,
+            max_grad_norm=float("inf"),
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+        )
+        self.n_epochs = n_epochs
+        self.batch_size = batch_size
+        self.normalize_advantage = normalize_advantage
+        self.momentum = momentum
+        self.momentum_floor = momentum_floor
+        self.max_weight = max_weight
+        self.metric_name = metric
+        self.damping = damping
+        self.cg_iterations = cg_iterations
+        self.fisher_rollouts = fisher_rollouts
+        self.fisher_states = fisher_states
+        self.max_kl = max_kl
+        self._check_arguments()
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        for name in ("n_epochs", "batch_size", "cg_iterations", "fisher_rollouts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}.")
+        for name in ("max_weight", "max_kl"):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise ValueError(f"{name} must be positive or None, got {value!r}.")
+        if self.metric_name not in ("fisher", "euclidean"):
+            raise ValueError(f'metric must be "fisher" or "euclidean", got {self.metric_name!r}.')
+        if not self.damping > 0.0:
+            raise ValueError(f"damping must be positive, got {self.damping!r}.")
+        if self.fisher_states < self.fisher_rollouts:
+            raise ValueError(
+                f"fisher_states must give each of the {self.fisher_rollouts} rollouts at least one state, got "
+                f"{self.fisher_states!r}."
+            )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.recursion = PolicyRecursion(self.momentum, self.momentum_floor)
+        self.metric: Metric = (
+            FisherMetric(self.damping, self.cg_iterations, self.fisher_rollouts, self.fisher_states)
+            if self.metric_name == "fisher"
+            else EuclideanMetric()
+        )
+
+    def train(self) -> None:
+        """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
+        batch = self._whole_rollout()
+        self._update_actor(batch)
+        # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
+        # the inputs that it will see next.
+        self.policy.update_observation_statistics(batch.observations)
+        self._update_critic(batch)
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _whole_rollout(self) -> RolloutBufferSamples:
+        batch: RolloutBufferSamples = next(iter(self.rollout_buffer.get(batch_size=None)))
+        actions, advantages = batch.actions, batch.advantages
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        if self.normalize_advantage:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        return batch._replace(actions=actions, advantages=advantages)
+
+    # ------------------------------------------------------------------ actor
+
+    def _update_actor(self, batch: RolloutBufferSamples) -> None:
+        # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
+        self.policy.set_training_mode(False)
+        parameters = self.policy.actor_parameters()
+        theta = parameters_to_vector(parameters).detach()
+        recursion = self.recursion
+
+        gradient, _ = self._gradient_at(theta, batch)
+        gradient_at_previous = None
+        momentum = recursion.momentum
+        if recursion.previous_parameters is not None and momentum < 1.0:
+            gradient_at_previous, weights = self._gradient_at(recursion.previous_parameters, batch)
+            vector_to_parameters(theta, parameters)
+            self._record_weights(weights)
+            self._record_cosine(recursion.direction, gradient)
+        direction = recursion.propose(gradient, gradient_at_previous)
+
+        self.metric.remember(batch.observations)
+        natural_direction = self.metric.inverse_product(self.policy, direction)
+        direction_square = float(direction.dot(natural_direction))
+        _check_finite("the actor's step", natural_direction)
+        step_size = recursion.accept(gradient, direction, direction_square, theta)
+        if self.max_kl is not None and self.metric_name == "fisher" and direction_square > 0.0:
+            # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
+            step_size = min(step_size, (2.0 * self.max_kl / direction_square) ** 0.5)
+
+        with torch.no_grad():
+            before = kept(self.policy.get_distribution(batch.observations))
+            vector_to_parameters(theta - step_size * natural_direction, parameters)
+            after = kept(self.policy.get_distribution(batch.observations))
+            self.logger.record("train/kl", float(mean_kl(before, after)))
+            entropy = after.entropy()
+            if entropy is not None:
+                self.logger.record("train/entropy", float(entropy.mean()))
+        self.logger.record("train/momentum", momentum)
+        self.logger.record("train/step_size", step_size)
+        self.logger.record("train/gradient_norm", float(gradient.norm()))
+        self.logger.record("train/direction_norm", float(direction.norm()))
+        self.logger.record("train/direction_metric_norm", max(direction_square, 0.0) ** 0.5)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+
+    def _gradient_at(self, theta: Tensor, batch: RolloutBufferSamples) -> tuple[Tensor, Tensor]:
+        """The importance-weighted gradient of the surrogate at ``theta``, flat, and the weights.
+
+        Leaves the actor at ``theta``. At the parameters that collected the rollout all weights are 1.
+        """
+        parameters = self.policy.actor_parameters()
+        vector_to_parameters(theta, parameters)
+        distribution = self.policy.get_distribution(batch.observations)
+        log_prob = distribution.log_prob(batch.actions)
+        weights = per_step_weights(log_prob, batch.old_log_prob, truncation=self.max_weight)
+        objective = (weights * batch.advantages * log_prob).mean()
+        if self.ent_coef:
+            entropy = distribution.entropy()
+            objective = objective + self.ent_coef * (-log_prob if entropy is None else entropy).mean()
+        gradients = torch.autograd.grad(-objective, parameters, materialize_grads=True)
+        gradient = parameters_to_vector(gradients)
+        _check_finite("the policy gradient", gradient)
+        return gradient, weights
+
+    def _record_weights(self, weights: Tensor) -> None:
+        self.logger.record("train/largest_weight", float(weights.max()))
+        self.logger.record("train/effective_sample_size", float(effective_sample_size(weights)) / weights.numel())
+
+    def _record_cosine(self, direction: Tensor | None, gradient: Tensor) -> None:
+        if direction is not None:
+            cosine = functional.cosine_similarity(direction, gradient, dim=0)
+            self.logger.record("train/cosine_previous_direction", float(cosine))
+
+    # ----------------------------------------------------------------- critic
+
+    def _update_critic(self, batch: RolloutBufferSamples) -> None:
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.set_value_scale(self.return_statistics.scale)
+        scale = self.policy.value_scale
+        size = len(batch.returns)
+        losses = []
+        for _ in range(self.n_epochs):
+            for index in torch.split(torch.randperm(size, device=self.device), self.batch_size):
+                values = self.policy.predict_values(select(batch.observations, index)).flatten()
+                loss = functional.mse_loss(values / scale, batch.returns[index] / scale)
+                self.policy.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.policy.optimizer.step()
+                losses.append(loss.detach())
+        self.logger.record("train/value_loss", float(torch.stack(losses).mean()))
+        self.logger.record("train/value_scale", scale)
+        self.logger.record(
+            "train/explained_variance",
+            float(explained_variance(batch.old_values.cpu().numpy(), batch.returns.cpu().numpy())),
+        )
+
+    # ------------------------------------------------------------ learn, save
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "STORMPlusPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for ``total_timesteps`` env steps, rounded up to whole rollouts; as SB3's ``learn``."""
+        super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+        # SB3 dumps before it trains: without this the last update's values would never reach TensorBoard.
+        self.logger.dump(step=self.num_timesteps)
+        return self
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "recursion", "metric"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return [*state_dicts, "recursion", "metric"], tensors
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
+        raise ValueError(
+            f"{name} has {bad} NaN or infinite entries of {values.numel()}: the parameters stay as they were. "
+            "Look at the rewards' and observations' scale, and at train/std for a collapsed noise."
+        )

@@ -1,0 +1,32 @@
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import storm_rl
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_wheel_holds_storm_rl_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    top_level = {name.split("/")[0] for name in names}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"storm_rl"}
+    assert "storm_rl/py.typed" in names
+    assert wheel.name.split("-")[1] == storm_rl.__version__
+
+
+def test_library_imports_nothing_from_the_repositorys_other_folders() -> None:
+    forbidden = {"agents", "envs", "experiments", "tests"}
+    for path in (ROOT / "storm_rl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            assert not {module.split(".")[0] for module in modules} & forbidden, path
