@@ -9,12 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    BasePolicy,
-    MultiInputActorCriticPolicy,
-)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import (
     explained_variance,
@@ -26,6 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
+from storm_rl.common.policies import (
+    StandardisedActorCriticCnnPolicy,
+    StandardisedActorCriticPolicy,
+    StandardisedMultiInputActorCriticPolicy,
+)
 from storm_rl.common.trajectories import EpisodeQuota, Observations, TrajectoryBatch, assemble
 from storm_rl.gradients.importance_weights import (
     effective_sample_size,
@@ -65,6 +65,9 @@ class TrajectoryAlgorithm(BaseAlgorithm):
       bootstrapped there, because the estimators are unbiased for this objective only. An environment without an end
       needs a time limit.
     - *Discount*: the estimates keep the factor ``gamma^h`` that the gradient of ``J`` has.
+    - *Observations* are standardised by running statistics inside the policy (``policy_kwargs=
+      dict(normalize_observations=False)`` turns that off). They move between batches only, and the second batch is
+      a large one in any case, because the first statistics change the policy at a leap.
     - *Rewards* enter as they are; Adam does not care for their scale.
     - gSDE is not offered: its noise is shared by the steps of an episode, whose weights would not be products.
 
@@ -96,9 +99,9 @@ class TrajectoryAlgorithm(BaseAlgorithm):
 
     policy: ActorCriticPolicy
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ActorCriticPolicy,
-        "CnnPolicy": ActorCriticCnnPolicy,
-        "MultiInputPolicy": MultiInputActorCriticPolicy,
+        "MlpPolicy": StandardisedActorCriticPolicy,
+        "CnnPolicy": StandardisedActorCriticCnnPolicy,
+        "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
     }
 
     def __init__(
@@ -352,8 +355,8 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         at_points = LogProbAtPoints(
             lambda parameters: functional_call(self._law, parameters, (batch.observations, batch.actions)),
             points,
-            # Measured on CartPole batches, stacking is no faster than two passes on one core, and any policy can
-            # be evaluated plainly.
+            # Two passes over 2,000 (50,000) states take 10 (230) ms on one core, stacked parameters 9 (290) ms, and
+            # any policy can be evaluated plainly.
             vectorised=False,
             with_respect_to=self._actor_names,
         )
@@ -367,6 +370,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         self._log_update(gradients[0], direction, step_size, weights[-1], anchored)
         if self.baseline == "state_value" and self._fits_critic(large=not anchored):
             self._fit_critic(batch)
+        self._update_statistics(batch)
 
     def _point(self) -> Vector:
         """All that the law of the actions depends on: the actor's parameters and the policy's statistics."""
@@ -421,24 +425,40 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         length = vector_norm(averaged)
         return vector_norm(step) / length if length > 0 else 0.0
 
+    def _update_statistics(self, batch: TrajectoryBatch) -> None:
+        """Let the batch's observations into the statistics of the policy that plays the next one.
+
+        The statistics are part of every point, so that an anchor stays the policy that it was.
+        """
+        if not isinstance(self.policy, StandardisedActorCriticPolicy) or not self.policy.normalize_observations:
+            return
+        self.policy.update_observation_statistics(batch.observations)
+        if self._n_updates == 1:
+            # From no statistics to the first ones is a leap, and an anchor on its other side is of no use.
+            self.recursion.restart()
+
     def _fits_critic(self, large: bool) -> bool:
         return True
 
     def _fit_critic(self, batch: TrajectoryBatch) -> None:
         """Regress values on Monte-Carlo returns, after the actor: the baseline stays independent of its batch."""
         returns = monte_carlo_returns(batch.rewards, batch.mask, self.gamma)[batch.mask].float()
+        scale = 1.0
+        if isinstance(self.policy, StandardisedActorCriticPolicy):
+            scale = max(float(returns.std(unbiased=False)), 1e-6)
+            self.policy.set_value_scale(scale)
         n = len(returns)
         for _ in range(self.critic_epochs):
             for rows in torch.split(torch.randperm(n, device=returns.device), 256):
                 values = self.policy.predict_values(_rows(batch.observations, rows)).flatten()
-                loss = nn.functional.mse_loss(values, returns[rows])
+                loss = nn.functional.mse_loss(values / scale, returns[rows] / scale)
                 self.critic_optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.critic_optimizer.step()
         self.actor_optimizer.zero_grad()
         with torch.no_grad():
             fitted = self.policy.predict_values(batch.observations).flatten()
-        self.logger.record("train/value_loss", float(loss))
+        self.logger.record("train/value_loss", float(loss.detach()))
         self.logger.record("train/explained_variance", explained_variance(fitted.cpu().numpy(), returns.cpu().numpy()))
 
     # Logging ----------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """Policies of PAGEPG."""
 
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    MultiInputActorCriticPolicy,
+from storm_rl.common.policies import (
+    StandardisedActorCriticCnnPolicy,
+    StandardisedActorCriticPolicy,
+    StandardisedMultiInputActorCriticPolicy,
 )
 
-MlpPolicy = ActorCriticPolicy
-CnnPolicy = ActorCriticCnnPolicy
-MultiInputPolicy = MultiInputActorCriticPolicy
+MlpPolicy = StandardisedActorCriticPolicy
+CnnPolicy = StandardisedActorCriticCnnPolicy
+MultiInputPolicy = StandardisedMultiInputActorCriticPolicy
