@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from envs import get_task
@@ -46,7 +47,9 @@ def run_grid(
         reports: queue.Queue[tuple[int, int]] = manager.Queue()
         overall = progress.add_task(f"{len(todo)} runs", total=len(todo), unit="runs")
         bars = [
-            progress.add_task(spec.stem, total=budget or get_task(spec.task).budget, visible=False, unit="env steps")
+            progress.add_task(
+                escape(spec.stem), total=budget or get_task(spec.task).budget, visible=False, unit="env steps"
+            )
             for spec in todo
         ]
         executor = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context)
@@ -54,15 +57,13 @@ def run_grid(
             futures = {
                 executor.submit(_worker, spec, folder, reports, index, budget): index for index, spec in enumerate(todo)
             }
-            failed = _follow(futures, reports, progress, overall, bars)
+            failed = _follow(futures, reports, progress, overall, bars, [spec.stem for spec in todo])
         except BaseException:
             for process in (executor._processes or {}).values():
                 process.terminate()
             executor.shutdown(wait=False, cancel_futures=True)
             raise
         executor.shutdown()
-    for index, error in failed.items():
-        console.print(f"[red]failed:[/] {todo[index].stem}: {error!r}")
     return [todo[index] for index in failed]
 
 
@@ -72,7 +73,12 @@ def _worker(spec: RunSpec, folder: Path, reports: Any, index: int, budget: int |
 
 
 def _follow(
-    futures: dict[Future[None], int], reports: Any, progress: Progress, overall: TaskID, bars: Sequence[TaskID]
+    futures: dict[Future[None], int],
+    reports: Any,
+    progress: Progress,
+    overall: TaskID,
+    bars: Sequence[TaskID],
+    names: Sequence[str],
 ) -> dict[int, BaseException]:
     failed: dict[int, BaseException] = {}
     pending = set(futures)
@@ -91,6 +97,9 @@ def _follow(
             error = future.exception()
             if error is not None:
                 failed[index] = error
+            # A line a run, for logs and terminals that show no moving bars.
+            outcome = "finished" if error is None else f"[red]failed[/] ({error!r})"
+            progress.console.print(f"{progress.tasks[overall].completed:.0f}. {escape(names[index])} {outcome}")
     return failed
 
 

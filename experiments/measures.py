@@ -34,6 +34,7 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
         "agent": run["agent"],
         "task": run["task"],
         "seed": run["seed"],
+        "budget": run["budget"],
         "reached": hit is not None,
         "steps_to_threshold": run["budget"] if hit is None else hit,
         "final_return": float(np.mean(run["final_returns"])),

@@ -53,11 +53,14 @@ def _show(specs: list[RunSpec], output: Path, console: Console) -> None:
 
 
 def results_table(task_id: str, rows: pd.DataFrame) -> Table:
-    """One task's results, a row for each agent."""
-    task = get_task(task_id)
-    table = Table(title=f"{task_id}: threshold {task.threshold:g}, budget {task.budget:,} env steps")
+    """One task's results, a row for each agent: medians over seeds, and every seed's steps to the threshold."""
+    threshold, budget = get_task(task_id).threshold, int(rows["budget"].max())
+    table = Table(
+        title=f"{task_id}: env steps to a deterministic return of {threshold:g}, budget {budget:,} env steps",
+        caption="Medians over seeds. Final return: deterministic policy, 100 episodes.",
+    )
     table.add_column("agent")
-    for name in ("steps to threshold (median)", "each seed", "final return (100 episodes)", "env steps / s"):
+    for name in ("steps", "each seed", "final return", "env steps / s"):
         table.add_column(name, justify="right")
     for agent, group in rows.groupby("agent", sort=False):
         group = group.sort_values("seed")

@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
+    FlattenExtractor,
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import Schedule
@@ -45,9 +46,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     - ``normalize_observations``: observations are standardised by running statistics that are saved and loaded
       with the policy, so that no ``VecNormalize`` is needed. The statistics move only when the algorithm calls
       :meth:`update_observation_statistics`, never by acting.
-    - actor and critic share no parameters (``share_features_extractor`` is False and must stay so where the
-      extractor has parameters): the recursion remembers the actor's previous parameters, and the critic's steps
-      would move them behind its back.
+    - actor and critic share no parameters: the recursion remembers the actor's previous parameters, and the
+      critic's steps would move them behind its back. A features extractor is shared only if it has none.
     - ``optimizer`` holds the critic's parameters only; the actor's step belongs to the algorithm.
 
     Args:
@@ -55,7 +55,11 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: Action space.
         lr_schedule: Learning-rate schedule of the critic's optimizer.
         normalize_observations: Whether real-valued observations are standardised.
-        share_features_extractor: True only for extractors without parameters.
+        share_features_extractor: True only for extractors without parameters; None: as SB3's default extractor,
+            which only flattens, allows, and never for another.
+        features_extractor_class: Features extractor.
+        optimizer_class: The critic's optimizer.
+        optimizer_kwargs: Its arguments; None: SB3's for Adam, in the fused form.
         **kwargs: Arguments of SB3's ``ActorCriticPolicy``.
 
     Raises:
@@ -68,15 +72,25 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         normalize_observations: bool = True,
-        share_features_extractor: bool = False,
+        share_features_extractor: bool | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.normalize_observations = normalize_observations
+        if share_features_extractor is None:
+            share_features_extractor = features_extractor_class is FlattenExtractor
+        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
             share_features_extractor=share_features_extractor,
+            features_extractor_class=features_extractor_class,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
             **kwargs,
         )
 
@@ -147,8 +161,17 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
 class StandardisedActorCriticCnnPolicy(StandardisedActorCriticPolicy):
     """:class:`StandardisedActorCriticPolicy` for images: ``NatureCNN`` features."""
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
 
 
 class StandardisedMultiInputActorCriticPolicy(StandardisedActorCriticPolicy):
@@ -156,11 +179,15 @@ class StandardisedMultiInputActorCriticPolicy(StandardisedActorCriticPolicy):
 
     def __init__(
         self,
-        *args: Any,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
         **kwargs: Any,
-    ):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
 
 
 def _unique_parameters(modules: list[nn.Module]) -> Iterator[nn.Parameter]:

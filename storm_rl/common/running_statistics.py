@@ -96,8 +96,9 @@ class ObservationStatistics(nn.Module):
             return batch
         statistics = self.running[_module_key(key)]
         assert isinstance(statistics, RunningMeanStd)
-        standardised = (batch - statistics.mean) / statistics.std
-        return standardised.clamp(-self.clip, self.clip).to(batch.dtype)
+        # In the batch's own precision: float64 arithmetic on every acting step would cost more than the network.
+        mean, std = statistics.mean.to(batch.dtype), statistics.std.to(batch.dtype)
+        return ((batch - mean) / std).clamp(-self.clip, self.clip)
 
 
 def _module_key(key: str) -> str:

@@ -1,0 +1,53 @@
+from importlib.resources import files
+
+import pytest
+import yaml
+from stable_baselines3 import PPO
+
+from agents import get_contestant
+from envs import TASKS
+from storm_rl import STORMPlusPG
+
+
+def test_storm_plus_pg_has_nothing_set_but_seed_and_environments() -> None:
+    model = get_contestant("storm_plus_pg").build("Pendulum-v1", 3, None)
+    assert isinstance(model, STORMPlusPG)
+    default = STORMPlusPG("MlpPolicy", model.get_env(), seed=3, device="cpu")
+    for name in vars(default):
+        if isinstance(getattr(default, name), (int, float, str, bool, type(None), dict)) and name != "start_time":
+            assert getattr(model, name) == getattr(default, name), name
+    assert model.n_envs == 8
+
+
+@pytest.mark.parametrize("task_id", TASKS)
+def test_ppo_has_the_installed_zoos_settings(task_id: str) -> None:
+    settings = yaml.safe_load((files("rl_zoo3") / "hyperparams" / "ppo.yml").read_text())[task_id]
+    model = get_contestant("ppo_zoo").build(task_id, 5, None)
+    assert isinstance(model, PPO)
+    assert model.n_envs == settings.get("n_envs", 1)
+    for name in ("n_steps", "gamma", "gae_lambda", "n_epochs", "ent_coef", "batch_size", "use_sde", "vf_coef"):
+        if name in settings:
+            assert getattr(model, name) == settings[name], name
+    assert (model.get_vec_normalize_env() is not None) == settings.get("normalize", False)
+    rate = settings.get("learning_rate", 3e-4)
+    expected, at_end = (float(rate.removeprefix("lin_")), 0.0) if isinstance(rate, str) else (rate, rate)
+    assert model.lr_schedule(1.0) == pytest.approx(expected)
+    assert model.lr_schedule(0.0) == pytest.approx(at_end)
+
+
+def test_variant_replaces_arguments() -> None:
+    variant = get_contestant("storm_plus_pg[momentum=1.0,policy_kwargs={'log_std_init':-0.5}]")
+    model = variant.build("Pendulum-v1", 0, None)
+    assert (model.momentum, model.policy.log_std_init) == (1.0, -0.5)
+    assert variant.label == "STORM+PG [momentum=1.0,policy_kwargs={'log_std_init':-0.5}]"
+
+
+def test_unknown_agent_lists_the_known_and_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'ppo_zo'.*storm_plus_pg.*Did you mean ppo_zoo"):
+        get_contestant("ppo_zo")
+
+
+@pytest.mark.parametrize("name", ["ppo_zoo[gamma]", "ppo_zoo[gamma=0.9", "ppo_zoo[gamma=open('x')]"])
+def test_variant_that_is_not_literal_arguments_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot read the arguments"):
+        get_contestant(name)

@@ -1,0 +1,39 @@
+import pytest
+
+from experiments.measures import area_under_curve, measure, steps_to_threshold
+
+
+@pytest.mark.parametrize(
+    ("returns", "expected"),
+    [
+        ([0, 500, 100, 480, 490], 4),
+        ([500, 475, 0, 0, 0], 1),
+        ([0, 500, 100, 500, 100], None),
+        ([0, 0, 0, 0, 500], None),
+        ([474.9, 474.9, 474.9, 474.9, 474.9], None),
+    ],
+)
+def test_threshold_needs_two_evaluations_in_a_row(returns: list[float], expected: float | None) -> None:
+    assert steps_to_threshold([1, 2, 3, 4, 5], returns, 475) == expected
+
+
+def test_area_weighs_uneven_intervals_by_their_length() -> None:
+    assert area_under_curve([0, 1, 11], [0.0, 10.0, 10.0]) == pytest.approx((5.0 + 100.0) / 11.0)
+
+
+def test_run_that_never_gets_there_counts_as_the_budget() -> None:
+    run = {
+        "agent": "ppo_zoo",
+        "task": "CartPole-v1",
+        "seed": 0,
+        "budget": 3000,
+        "steps": 3072,
+        "learn_seconds": 2.0,
+        "evaluations": {"step": [1000, 2000, 3000], "mean_return": [0.0, 500.0, 0.0]},
+        "final_returns": [10.0, 20.0],
+    }
+    row = measure(run)
+    assert (row["reached"], row["steps_to_threshold"]) == (False, 3000)
+    assert row["final_return"] == 15.0
+    assert row["evaluation_score"] == pytest.approx(0.5)
+    assert row["steps_per_second"] == 1536.0

@@ -1,0 +1,142 @@
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from stable_baselines3.common.env_util import make_vec_env
+from torch.nn.utils import parameters_to_vector
+from typer.testing import CliRunner
+
+from agents import get_contestant
+from envs import get_task
+from experiments.cli import app
+from experiments.grid import run_grid
+from experiments.runs import (
+    PROTOCOL_VERSION,
+    ProtocolCallback,
+    RunSpec,
+    evaluation_env,
+    execute,
+    load_run,
+    write_atomically,
+)
+
+QUIET = Console(quiet=True)
+SMALL = "storm_plus_pg[n_steps=32,n_epochs=1]"
+
+
+def test_run_is_stored_whole_with_what_the_protocol_asks_for(tmp_path: Path) -> None:
+    run = load_run(execute(RunSpec(SMALL, "CartPole-v1", 3), tmp_path, budget=2_000))
+    assert run["evaluations"]["step"] == [1000, 2000]
+    assert len(run["final_returns"]) == 100
+    assert (run["seed"], run["protocol"], run["steps"]) == (3, PROTOCOL_VERSION, 2048)
+    assert sum(run["episodes"]["length"]) <= run["steps"]
+    assert run["episodes"]["return"] == run["episodes"]["length"]  # CartPole pays 1 a step.
+    assert run["settings"]["n_steps"] == "32"
+    assert run["settings"]["gamma"] == "0.99"
+    assert run["versions"]["torch"]
+    assert list((tmp_path / "tensorboard").rglob("events*"))
+
+
+def test_evaluation_is_the_first_vector_step_at_or_past_each_multiple(tmp_path: Path) -> None:
+    run = load_run(
+        execute(RunSpec("storm_plus_pg[n_envs=3,n_steps=50,n_epochs=1]", "CartPole-v1", 0), tmp_path, None, 2_100)
+    )
+    assert run["evaluations"]["step"] == [1002, 2001]
+
+
+def test_evaluating_does_not_change_training() -> None:
+    def trained(evaluate: bool) -> np.ndarray:
+        model = get_contestant("ppo_zoo").build("MountainCar-v0", 0, None)
+        callback = ProtocolCallback(get_task("MountainCar-v0"), None)
+        if not evaluate:
+            callback._next_evaluation = 10**9
+        model.learn(2_048, callback=callback)
+        assert bool(callback.evaluations["step"]) == evaluate
+        return parameters_to_vector(model.policy.parameters()).detach().numpy()
+
+    np.testing.assert_array_equal(trained(True), trained(False))
+
+
+def test_evaluation_env_shares_the_training_statistics_without_moving_them() -> None:
+    model = get_contestant("ppo_zoo").build("MountainCar-v0", 0, None)
+    model.learn(256)
+    env = evaluation_env(get_task("MountainCar-v0"), 4, model)
+    statistics = model.get_vec_normalize_env().obs_rms
+    count = statistics.count
+    env.seed(1)
+    observation = env.reset()
+    raw = make_vec_env("MountainCar-v0", n_envs=4)
+    raw.seed(1)
+    expected = (raw.reset() - statistics.mean) / np.sqrt(statistics.var + 1e-8)
+    np.testing.assert_allclose(observation, expected, rtol=1e-5)
+    assert statistics.count == count
+
+
+def test_same_run_twice_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    first, second = (
+        load_run(execute(RunSpec(SMALL, "CartPole-v1", 1), tmp_path / name, budget=1_000)) for name in "ab"
+    )
+    for key in ("episodes", "final_returns"):
+        assert first[key] == second[key]
+    assert first["evaluations"]["mean_return"] == second["evaluations"]["mean_return"]
+
+
+def test_grid_skips_finished_runs_and_reports_failed_ones(tmp_path: Path) -> None:
+    good, bad = RunSpec(SMALL, "CartPole-v1", 0), RunSpec("storm_plus_pg[gamma=7]", "CartPole-v1", 0)
+    assert run_grid([good, bad], tmp_path, 2, QUIET, budget=1_000) == [bad]
+    path = tmp_path / "raw" / f"{good.stem}.json.gz"
+    before = path.stat().st_mtime_ns
+    failure = json.loads((tmp_path / "raw" / f"{bad.stem}.failed.json").read_text())
+    assert "gamma must lie in [0, 1], got 7" in failure["traceback"]
+    assert run_grid([good], tmp_path, 2, QUIET, budget=1_000) == []
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a whole run"),
+        (gzip.compress(b'{"protocol": 1, "agent"'), "not a whole run"),
+        (gzip.compress(json.dumps({"protocol": PROTOCOL_VERSION}).encode())[:-4], "not a whole run"),
+        (gzip.compress(json.dumps({"protocol": 0}).encode()), "protocol version 0"),
+    ],
+)
+def test_broken_or_foreign_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "run.json.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_run(path)
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_command_line_runs_a_study_and_names_its_files(tmp_path: Path) -> None:
+    arguments = ["benchmark", "--agent", SMALL, "--task", "CartPole-v1", "--seeds", "1", "--workers", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--budget", "2000", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "final return" in result.output
+    assert "budget 2,000 env steps" in " ".join(result.output.split())
+    for name in ("learning_curves_CartPole-v1.png", "runs.csv", "raw", "tensorboard"):
+        assert (tmp_path / name).exists()
+        assert name in result.output.replace("\n", "") or name == "runs.csv"
+
+
+def test_command_line_names_an_unknown_agent(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["benchmark", "--agent", "pp", "--output", str(tmp_path)])
+    assert isinstance(result.exception, ValueError)
+    assert "ppo_zoo" in str(result.exception)
