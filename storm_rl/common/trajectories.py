@@ -1,19 +1,20 @@
 """Batches of complete episodes, and the rule by which parallel environments fill them without bias."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Observations = Tensor | dict[str, Tensor]
+from storm_rl.common.observations import ObservationBatch
+from storm_rl.gradients.surrogates import pad
 
 
 class TrajectoryBatch(NamedTuple):
     """Complete episodes. Steps that exist are stored flat, episode after episode; ``mask`` says where they belong."""
 
-    observations: Observations
+    observations: ObservationBatch
     """Shape ``(n_transitions, *shape)``, or a dict of such."""
     actions: Tensor
     """Shape ``(n_transitions, *shape)``, as the policy gave them (not clipped)."""
@@ -76,33 +77,55 @@ class EpisodeQuota:
         return int((self._n_steps - self._begun_at)[running].max(initial=0))
 
 
-def assemble(
-    spans: list[tuple[int, int, int]],
-    observations: list[npt.NDArray[np.generic]] | list[dict[str, npt.NDArray[np.generic]]],
-    actions: list[npt.NDArray[np.generic]],
-    rewards: list[npt.NDArray[np.float64]],
-    device: torch.device,
-) -> TrajectoryBatch:
-    """Cut the vector steps into episodes.
+class EpisodeRecorder:
+    """The vector steps of a batch, from which its episodes are cut when all have ended.
 
     Args:
-        spans: For each episode its environment, first vector step and the one after its last.
-        observations: One array ``(n_envs, *shape)``, or a dict of such, for each vector step.
-        actions: One array ``(n_envs, *shape)`` for each vector step.
-        rewards: One array ``(n_envs,)`` for each vector step.
-        device: Where the tensors go.
+        n_envs: Number of parallel environments.
+        n_episodes: Size of the batch.
     """
 
-    def flat(steps: list[npt.NDArray[np.generic]]) -> Tensor:
-        stacked = np.stack(steps)
-        return torch.as_tensor(np.concatenate([stacked[a:b, env] for env, a, b in spans]), device=device)
+    def __init__(self, n_envs: int, n_episodes: int) -> None:
+        self.quota = EpisodeQuota(n_envs, n_episodes)
+        self._observations: list[Any] = []
+        self._actions: list[npt.NDArray[np.generic]] = []
+        self._rewards: list[npt.NDArray[np.float64]] = []
 
-    lengths = torch.tensor([end - begin for _, begin, end in spans], device=device)
-    mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
-    padded = torch.zeros(mask.shape, dtype=torch.float64, device=device)
-    padded[mask] = flat([np.asarray(step, dtype=np.float64) for step in rewards])
-    if isinstance(observations[0], dict):
-        kept: Observations = {key: flat([step[key] for step in observations]) for key in observations[0]}
-    else:
-        kept = flat(observations)
-    return TrajectoryBatch(kept, flat(actions), padded, mask)
+    def record(
+        self,
+        observations: Any,
+        actions: npt.NDArray[np.generic],
+        rewards: npt.NDArray[Any],
+        dones: npt.NDArray[np.bool_],
+    ) -> None:
+        """Keep one vector step: arrays ``(n_envs, *shape)``, observations also as a dict of such."""
+        # Copies, because a VecEnv may reuse its arrays.
+        if isinstance(observations, dict):
+            self._observations.append({key: np.array(values) for key, values in observations.items()})
+        else:
+            self._observations.append(np.array(observations))
+        self._actions.append(np.array(actions))
+        self._rewards.append(np.array(rewards, dtype=np.float64))
+        self.quota.record(dones)
+
+    @property
+    def idle_fraction(self) -> float:
+        """Share of the environment steps that belonged to no episode of the batch."""
+        return self.quota.idle_steps / max(1, sum(len(rewards) for rewards in self._rewards))
+
+    def batch(self, device: torch.device) -> TrajectoryBatch:
+        """The episodes in the order in which they started, as tensors on ``device``."""
+        spans = self.quota.spans
+
+        def flat(steps: list[npt.NDArray[Any]]) -> Tensor:
+            stacked = np.stack(steps)
+            return torch.as_tensor(np.concatenate([stacked[a:b, env] for env, a, b in spans]), device=device)
+
+        lengths = torch.tensor([end - begin for _, begin, end in spans], device=device)
+        mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
+        if isinstance(self._observations[0], dict):
+            keys = self._observations[0]
+            observations: ObservationBatch = {key: flat([step[key] for step in self._observations]) for key in keys}
+        else:
+            observations = flat(self._observations)
+        return TrajectoryBatch(observations, flat(self._actions), pad(flat(self._rewards), mask), mask)

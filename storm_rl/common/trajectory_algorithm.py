@@ -20,13 +20,15 @@ from stable_baselines3.common.utils import (
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from storm_rl.common.action_law import ActionLaw
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
+from storm_rl.common.observations import ObservationBatch, select
 from storm_rl.common.policies import (
     StandardisedActorCriticCnnPolicy,
     StandardisedActorCriticPolicy,
     StandardisedMultiInputActorCriticPolicy,
 )
-from storm_rl.common.trajectories import EpisodeQuota, Observations, TrajectoryBatch, assemble
+from storm_rl.common.trajectories import EpisodeRecorder, TrajectoryBatch
 from storm_rl.gradients.importance_weights import (
     effective_sample_size,
     per_decision_weights,
@@ -191,31 +193,21 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         )
         self.policy = self.policy.to(self.device)
-        self._law = _ActionLaw(self.policy)
-        self._actor_names = self._names_behind(self._law.log_prob_of_mode(self._sample_observation()))
-        critic_names = self._names_behind(self.policy.predict_values(self._sample_observation()))
-        parameters = dict(self._law.named_parameters())
-        self.actor_optimizer = self.policy.optimizer_class(
-            [parameters[name] for name in self._actor_names],
+        self._law = ActionLaw(self.policy, self.policy.obs_to_tensor(self.observation_space.sample())[0])
+        self.actor_optimizer = self._make_actor_optimizer()
+        critic = self._law.named(self._law.critic_names)
+        self.critic_optimizer = torch.optim.Adam(list(critic.values()), lr=self.critic_learning_rate)
+        self.recursion = self.make_recursion()
+
+    def _make_actor_optimizer(self) -> torch.optim.Optimizer:
+        return self.policy.optimizer_class(
+            list(self._law.named(self._law.actor_names).values()),
             lr=self.lr_schedule(1),  # type: ignore[call-arg]
             **self.policy.optimizer_kwargs,
         )
-        # Layers that actor and critic share belong to the actor: the anchor's law must not move behind its back.
-        own = [parameters[name] for name in critic_names if name not in self._actor_names]
-        self.critic_optimizer = torch.optim.Adam(own, lr=self.critic_learning_rate)
-        self.recursion = self.make_recursion()
-
-    def _sample_observation(self) -> Observations:
-        return self.policy.obs_to_tensor(self.observation_space.sample())[0]
-
-    def _names_behind(self, output: Tensor) -> list[str]:
-        """Names of the parameters that ``output`` depends on, found by its graph and not by their names."""
-        named = [(name, values) for name, values in self._law.named_parameters() if values.requires_grad]
-        found = torch.autograd.grad(output.sum(), [values for _, values in named], allow_unused=True)
-        return [name for (name, _), gradient in zip(named, found, strict=True) if gradient is not None]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_law", "_actor_names", "_batch"]
+        return [*super()._excluded_save_params(), "_law", "_batch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor_optimizer", "critic_optimizer", "recursion"], []
@@ -244,11 +236,8 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         if self._last_episode_starts is None or not np.all(self._last_episode_starts):
             # Some environment is in an episode that no batch counts, or that an earlier policy began.
             self._last_obs = env.reset()  # type: ignore[assignment]
-        quota = EpisodeQuota(env.num_envs, n_episodes)
-        sources = self._draw_sources(n_episodes)
-        kept_observations: list[Any] = []
-        kept_actions: list[npt.NDArray[np.generic]] = []
-        kept_rewards: list[npt.NDArray[np.float64]] = []
+        recorder = EpisodeRecorder(env.num_envs, n_episodes)
+        quota, sources = recorder.quota, self._draw_sources(n_episodes)
         callback.on_rollout_start()
         while not quota.filled:
             observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
@@ -267,10 +256,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
                 raise ValueError(f"an environment gave a reward that is not finite: {rewards.tolist()}")
             counted = [info if playing >= 0 else {} for info, playing in zip(infos, quota.playing, strict=True)]
             self._update_info_buffer(counted, dones)
-            kept_observations.append(_copied(self._last_obs))
-            kept_actions.append(actions)
-            kept_rewards.append(rewards)
-            quota.record(dones)
+            recorder.record(self._last_obs, actions, rewards, dones)
             if quota.longest > _ENDLESS_EPISODE:
                 raise ValueError(
                     f"an episode has run for {quota.longest} steps without an end. Whole trajectories are needed: "
@@ -278,9 +264,9 @@ class TrajectoryAlgorithm(BaseAlgorithm):
                 )
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
-        self._batch = assemble(quota.spans, kept_observations, kept_actions, kept_rewards, self.device)
+        self._batch = recorder.batch(self.device)
         self.n_episodes += n_episodes
-        self.logger.record("rollout/idle_fraction", quota.idle_steps / (len(kept_rewards) * env.num_envs))
+        self.logger.record("rollout/idle_fraction", recorder.idle_fraction)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -289,7 +275,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         """Which policy plays each episode of the batch: 0 the current one, 1 the anchor."""
         return np.zeros(n_episodes, dtype=np.int64)
 
-    def _act(self, observations: Observations, sources: npt.NDArray[np.int64]) -> Tensor:
+    def _act(self, observations: ObservationBatch, sources: npt.NDArray[np.int64]) -> Tensor:
         """Sample an action for each environment from the policy that plays there."""
         actions: Tensor = self._law(observations)
         if self.recursion.anchor is not None and (sources == 1).any():
@@ -349,7 +335,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
     def train(self) -> None:
         """One step along the recursion's direction, from the batch collected last."""
         batch, recursion = self._batch, self.recursion
-        point = self._point()
+        point = self._law.point()
         anchored = not recursion.large_batch
         points = [point, recursion.anchor] if anchored and recursion.anchor is not None else [point]
         at_points = LogProbAtPoints(
@@ -358,7 +344,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             # Two passes over 2,000 (50,000) states take 10 (230) ms on one core, stacked parameters 9 (290) ms, and
             # any policy can be evaluated plainly.
             vectorised=False,
-            with_respect_to=self._actor_names,
+            with_respect_to=self._law.actor_names,
         )
         weights = self._importance_weights(pad(at_points.values.double(), batch.mask))
         advantages = torch.stack([self._advantages(batch, each) for each in weights])
@@ -371,12 +357,6 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         if self.baseline == "state_value" and self._fits_critic(large=not anchored):
             self._fit_critic(batch)
         self._update_statistics(batch)
-
-    def _point(self) -> Vector:
-        """All that the law of the actions depends on: the actor's parameters and the policy's statistics."""
-        named = dict(self._law.named_parameters())
-        statistics = {name: values for name, values in self._law.named_buffers() if values.is_floating_point()}
-        return {name: named[name].detach() for name in self._actor_names} | statistics
 
     def _importance_weights(self, log_prob: Tensor) -> list[Tensor | None]:
         """Weights of the estimate at each point.
@@ -412,7 +392,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         if not np.isfinite(norm := vector_norm(direction)):
             raise ValueError(f"the direction's norm is {norm}; smaller steps or a weight_truncation may help")
         optimizer = self._optimizer(large)
-        parameters = {name: values for name, values in self._law.named_parameters() if name in direction}
+        parameters = self._law.named(list(direction))
         before = {name: values.detach().clone() for name, values in parameters.items()}
         for name, values in parameters.items():
             values.grad = -direction[name].to(values.dtype)
@@ -450,7 +430,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         n = len(returns)
         for _ in range(self.critic_epochs):
             for rows in torch.split(torch.randperm(n, device=returns.device), 256):
-                values = self.policy.predict_values(_rows(batch.observations, rows)).flatten()
+                values = self.policy.predict_values(select(batch.observations, rows)).flatten()
                 loss = nn.functional.mse_loss(values / scale, returns[rows] / scale)
                 self.critic_optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -475,7 +455,9 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         record("train/n_episodes", self.n_episodes)
         if weights is not None:
-            last = weights if weights.dim() == 1 else _last_of_each(weights, self._batch.mask)
+            # The weight of an episode's last step is that of the whole trajectory.
+            ends = self._batch.mask.sum(dim=1, keepdim=True) - 1
+            last = weights if weights.dim() == 1 else weights.gather(1, ends).squeeze(1)
             record("train/largest_weight", float(weights.max()))
             record("train/effective_sample_size", float(effective_sample_size(last)) / len(last))
         if hasattr(self.policy, "log_std"):
@@ -494,39 +476,3 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
-
-
-class _ActionLaw(nn.Module):
-    """The policy's action distribution as a function of its parameters, for `torch.func.functional_call`."""
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, observations: Any, actions: Tensor | None = None) -> Tensor:
-        """Log-probabilities of ``actions``, shape ``(n,)``, or sampled actions if there are none."""
-        distribution = self.policy.get_distribution(observations)
-        return distribution.get_actions() if actions is None else distribution.log_prob(actions)
-
-    def log_prob_of_mode(self, observations: Any) -> Tensor:
-        """Log-probability of the distribution's mode; draws no random number."""
-        distribution = self.policy.get_distribution(observations)
-        return distribution.log_prob(distribution.get_actions(deterministic=True))
-
-
-def _copied(observations: Any) -> Any:
-    """A copy, because a VecEnv may reuse its arrays."""
-    if isinstance(observations, dict):
-        return {key: np.array(values) for key, values in observations.items()}
-    return np.array(observations)
-
-
-def _rows(observations: Observations, rows: Tensor) -> Any:
-    if isinstance(observations, dict):
-        return {key: values[rows] for key, values in observations.items()}
-    return observations[rows]
-
-
-def _last_of_each(weights: Tensor, mask: Tensor) -> Tensor:
-    """The weight of each episode's last step: that of the whole trajectory."""
-    return weights.gather(1, mask.sum(dim=1, keepdim=True) - 1).squeeze(1)

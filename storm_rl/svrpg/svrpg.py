@@ -145,12 +145,7 @@ class SVRPG(TrajectoryAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        groups = self.actor_optimizer.param_groups
-        self.snapshot_optimizer = type(self.actor_optimizer)(
-            [values for group in groups for values in group["params"]],
-            lr=self.lr_schedule(1),  # type: ignore[call-arg]
-            **self.policy.optimizer_kwargs,
-        )
+        self.snapshot_optimizer = self._make_actor_optimizer()
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from storm_rl.common.trajectories import EpisodeQuota, assemble
+from storm_rl.common.trajectories import EpisodeQuota, EpisodeRecorder
 
 
 def test_batch_is_the_first_episodes_to_start_and_short_ones_are_not_favoured() -> None:
@@ -41,16 +41,20 @@ def test_more_environments_than_episodes_leaves_some_idle() -> None:
 
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_episodes_are_cut_out_of_the_vector_steps(as_dict: bool) -> None:
-    observations = [np.array([[10 * env + step] for env in range(2)]) for step in range(4)]
-    batch = assemble(
-        [(1, 0, 1), (0, 0, 3), (1, 1, 4)],
-        [{"x": values} for values in observations] if as_dict else observations,
-        [np.array([step, -step]) for step in range(4)],
-        [np.array([0.5, 1.0 + step]) for step in range(4)],
-        torch.device("cpu"),
-    )
+    recorder = EpisodeRecorder(n_envs=2, n_episodes=3)
+    observations = np.zeros((2, 1))
+    for step in range(4):
+        observations[:] = [[step], [10 + step]]  # One array for all steps, as some VecEnvs have.
+        recorder.record(
+            {"x": observations} if as_dict else observations,
+            np.array([step, -step]),
+            np.array([0.5, 1.0 + step]),
+            np.array([step == 2, step in (0, 3)]),
+        )
+    batch = recorder.batch(torch.device("cpu"))
     kept = batch.observations["x"] if isinstance(batch.observations, dict) else batch.observations
-    assert kept.flatten().tolist() == [10, 0, 1, 2, 11, 12, 13]
-    assert batch.actions.tolist() == [0, 0, 1, 2, -1, -2, -3]
-    assert batch.rewards.tolist() == [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [2.0, 3.0, 4.0]]
-    assert batch.mask.tolist() == [[True, False, False], [True] * 3, [True] * 3]
+    assert kept.flatten().tolist() == [0, 1, 2, 10, 11, 12, 13]
+    assert batch.actions.tolist() == [0, 1, 2, 0, -1, -2, -3]
+    assert batch.rewards.tolist() == [[0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [2.0, 3.0, 4.0]]
+    assert batch.mask.tolist() == [[True] * 3, [True, False, False], [True] * 3]
+    assert recorder.idle_fraction == 1 / 8

@@ -37,8 +37,8 @@ class Recorded:
         self.policy = copy.deepcopy(model.policy)
         self.batch = model._batch
         self.large = large
-        self.direction = flat(direction, model._actor_names)
-        self.names = list(model._actor_names)
+        self.direction = flat(direction, model._law.actor_names)
+        self.names = list(model._law.actor_names)
 
     def episodes(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         begins = np.cumsum([0, *self.batch.mask.sum(1).tolist()])
@@ -202,7 +202,7 @@ def test_episodes_of_the_anchor_are_played_by_the_anchor() -> None:
     def certain(action: int) -> Tensor:
         return torch.tensor([100.0 if a == action else 0.0 for a in range(3)])
 
-    bias = next(name for name in model._actor_names if name.endswith("action_net.bias"))
+    bias = next(name for name in model._law.actor_names if name.endswith("action_net.bias"))
     dict(model._law.named_parameters())[bias].data.copy_(certain(0))
     model.recursion.anchor[bias] = certain(1)
     actions = model._act(torch.zeros(3, dtype=torch.long), np.array([0, 1, 0]))
