@@ -10,8 +10,8 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
 
-# Batches of 10, 30 and 100 episodes fill ten environments without remainder: the fewest idle steps.
-N_ENVS = 10
+# Batches of 5, 10, 30 and 100 episodes fill five environments without remainder: the fewest idle steps.
+N_ENVS = 5
 FAMILY = ("SVRPG", "GPOMDP", "SRVRPG", "STORMPG", "PAGEPG", "DEFPG")
 SETTINGS_FILE = Path(__file__).with_name("family.json")
 
@@ -37,7 +37,7 @@ def tuned_settings(algorithm: str, task_id: str) -> dict[str, Any]:
 def build_family(
     algorithm: str, task_id: str, seed: int, tensorboard_log: str | None, **arguments: Any
 ) -> BaseAlgorithm:
-    """``algorithm`` (as ``"SVRPG"``) on 10 environments with its tuned settings; ``arguments`` replace them."""
+    """``algorithm`` (as ``"SVRPG"``) on 5 environments with its tuned settings; ``arguments`` replace them."""
     settings = {**tuned_settings(algorithm, task_id), **arguments}
     return algorithm_class(algorithm)(
         "MlpPolicy",

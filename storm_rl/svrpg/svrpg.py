@@ -62,11 +62,11 @@ class SVRPG(TrajectoryAlgorithm):
 
     .. math:: v_t = \hat\nabla_N J(\tilde\theta) + g(\theta_t; B) - g_w(\tilde\theta; B)
 
-    As in section 5 and appendix D of the paper and in the authors' code: the snapshot's large batch makes a step of
-    its own; snapshots and small batches have an Adam each, the latter at half the learning rate; a new snapshot is
-    taken when the effective step of the small batches falls behind (see `SnapshotRecursion`), and at the latest
-    after ``max_sub_iterations``; importance weights are per decision, self-normalised on demand; a critic is updated
-    at snapshots only.
+    As in section 5 and the appendix on practical versions of the paper, and in the authors' code: the snapshot's
+    large batch makes a step of its own; snapshots and small batches have an Adam each, the latter at half the
+    learning rate; a new snapshot is taken when the effective step of the small batches falls behind (see
+    `SnapshotRecursion`), and at the latest after ``max_sub_iterations``; importance weights are per decision,
+    self-normalised on demand; a critic is updated at snapshots only.
 
     Departures: the effective step size is the norm of Adam's step over that of its first moment, as in the authors'
     code, where the paper says no more than "the step size proposed by Adam"; the paper's actor-only runs have no
