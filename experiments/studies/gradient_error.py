@@ -240,14 +240,20 @@ def gradient_error(
                 errors += [{**key, **row} for row in rows]
                 weights += [{**key, **row} for row in weight]
                 model.policy.load_state_dict(trained)
+                table = _store(errors, output / f"errors_{task_id}.csv")
+                _store(weights, output / f"weights_{task_id}.csv")
                 print(f"{key}: {len(rows)} errors", flush=True)
             model.num_timesteps = steps
-    table, weight_table = pd.DataFrame(errors), pd.DataFrame(weights)
-    write_atomically(output / f"errors_{task_id}.csv", table.round(5).to_csv(index=False).encode())
-    write_atomically(output / f"weights_{task_id}.csv", weight_table.round(5).to_csv(index=False).encode())
     plot(table, output / f"gradient_error_{task_id}.png")
     summary = table[table["step"] == N_STEPS].groupby(["stage", "kl", "estimator"], sort=False)["relative_error"]
     print(summary.median().unstack().round(2).to_string())
+
+
+def _store(rows: list[dict[str, Any]], path: Path) -> pd.DataFrame:
+    """Written after every path, so that an interrupted study leaves what it had."""
+    table = pd.DataFrame(rows).round(5)
+    write_atomically(path, table.to_csv(index=False).encode())
+    return table
 
 
 if __name__ == "__main__":
