@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 import queue
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -43,8 +44,8 @@ def run_grid(
     # Inherited by the workers: one thread each, from the first import on.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, _progress(console) as progress:
-        reports: queue.Queue[tuple[int, int]] = manager.Queue()
+    reports: Queue[tuple[int, int]] = context.Queue()
+    with _progress(console) as progress:
         overall = progress.add_task(f"{len(todo)} runs", total=len(todo), unit="runs")
         bars = [
             progress.add_task(
@@ -52,11 +53,11 @@ def run_grid(
             )
             for spec in todo
         ]
-        executor = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context)
+        executor = ProcessPoolExecutor(
+            min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(reports,)
+        )
         try:
-            futures = {
-                executor.submit(_worker, spec, folder, reports, index, budget): index for index, spec in enumerate(todo)
-            }
+            futures = {executor.submit(_run, spec, folder, index, budget): index for index, spec in enumerate(todo)}
             failed = _follow(futures, reports, progress, overall, bars, [spec.stem for spec in todo])
         except BaseException:
             for process in (executor._processes or {}).values():
@@ -67,14 +68,36 @@ def run_grid(
     return [todo[index] for index in failed]
 
 
-def _worker(spec: RunSpec, folder: Path, reports: Any, index: int, budget: int | None) -> None:
-    reports.put((index, 0))
-    execute(spec, folder, lambda steps: reports.put((index, steps)), budget)
+# In a worker: where its runs report their progress. A queue can only be inherited, not sent with a run.
+_reports: "Queue[tuple[int, int]] | None" = None
+
+
+def _start_worker(reports: "Queue[tuple[int, int]]") -> None:
+    """Set up a worker: keep the queue, and end with the process that started it, even if that is killed."""
+    global _reports
+    _reports = reports
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run(spec: RunSpec, folder: Path, index: int, budget: int | None) -> None:
+    def report(steps: int) -> None:
+        if _reports is not None:
+            _reports.put((index, steps))
+
+    report(0)
+    execute(spec, folder, report, budget)
 
 
 def _follow(
     futures: dict[Future[None], int],
-    reports: Any,
+    reports: "Queue[tuple[int, int]]",
     progress: Progress,
     overall: TaskID,
     bars: Sequence[TaskID],

@@ -19,6 +19,7 @@ from storm_rl.common.policies import (
     StandardisedActorCriticPolicy,
     StandardisedMultiInputActorCriticPolicy,
 )
+from storm_rl.common.rollout_window import RolloutWindow, rollout_from_buffer
 from storm_rl.common.running_statistics import DiscountedReturnStatistics
 
 _ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -46,8 +47,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         *,
         n_steps: int | None,
         transitions_per_rollout: int,
+        reuse_rollouts: int,
         **kwargs: Any,
     ) -> None:
+        self.reuse_rollouts = reuse_rollouts
         self.transitions_per_rollout = transitions_per_rollout
         super().__init__(policy, env, n_steps=n_steps, _init_setup_model=False, **kwargs)  # type: ignore[arg-type]
         if not issubclass(self.policy_class, StandardisedActorCriticPolicy):
@@ -90,6 +93,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_rollout_size()
         super()._setup_model()
+        self.window = RolloutWindow(self.reuse_rollouts)
+        self._window_end: Any = None
         self.return_statistics = DiscountedReturnStatistics(self.gamma, self.n_envs)
 
     def collect_rollouts(
@@ -113,6 +118,9 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         rollout_buffer.reset()
         raw_rewards = np.zeros((n_rollout_steps, env.num_envs))
         raw_dones = np.zeros((n_rollout_steps, env.num_envs), dtype=bool)
+        truncations: dict[int, Any] = {}
+        if self._last_obs is not self._window_end:
+            self.window.clear()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
@@ -136,6 +144,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._check_finite_step(new_obs, rewards)
             self._update_info_buffer(infos, dones)
             raw_rewards[n_steps], raw_dones[n_steps] = rewards, dones
+            for index in self._truncated(dones, infos):
+                truncations[n_steps * env.num_envs + index] = infos[index]["terminal_observation"]
             n_steps += 1
             if isinstance(self.action_space, spaces.Discrete):
                 actions = actions.reshape(-1, 1)
@@ -154,6 +164,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         self.return_statistics.update(raw_rewards, raw_dones)
+        self.window.append(
+            rollout_from_buffer(rollout_buffer, raw_rewards, raw_dones, truncations, new_obs, self.policy)
+        )
+        self._window_end = new_obs
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -170,11 +184,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _bootstrapped(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
         """The rewards, plus ``gamma * V(terminal observation)`` where an episode ended at its time limit."""
-        truncated = [
-            index
-            for index in np.flatnonzero(dones)
-            if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
-        ]
+        truncated = self._truncated(dones, infos)
         if not truncated:
             return rewards
         rewards = rewards.copy()
@@ -183,6 +193,15 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             with torch.no_grad():
                 rewards[index] += self.gamma * float(self.policy.predict_values(observation))
         return rewards
+
+    @staticmethod
+    def _truncated(dones: np.ndarray, infos: list[dict[str, Any]]) -> list[int]:
+        """The environments whose episode has just ended at its time limit."""
+        return [
+            int(index)
+            for index in np.flatnonzero(dones)
+            if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
+        ]
 
     def _check_finite_step(self, new_obs: VecEnvObs, rewards: np.ndarray) -> None:
         if not np.isfinite(rewards).all():
@@ -201,7 +220,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "return_statistics"]
+        return [*super()._excluded_save_params(), "return_statistics", "window", "_window_end"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

@@ -1,6 +1,6 @@
 """The recursion over policy gradients: what is remembered between two updates, and how strongly."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +12,31 @@ from storm_rl.optim.recursion import (
     storm_plus_step_size,
 )
 
-Momentum = Literal["storm+"] | float
+Momentum = Literal["measured", "storm+"] | float
+
+# Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
+# of the error is a small difference of large numbers.
+ERROR_SMOOTHING = 0.8
+
+
+class Proposal(NamedTuple):
+    """What one update would take: ``g_t`` and ``d_t``, flat, ``a_t``, and the running error ratio behind it."""
+
+    gradient: Tensor
+    direction: Tensor
+    momentum: float
+    error_ratio: float
 
 
 class PolicyRecursion:
     r"""``d_t``, ``a_t`` and ``eta_t`` for flat policy gradients (equations in :mod:`storm_rl.optim.recursion`).
 
+    Gradients come as those of ``k`` independent parts of the rollout, ``(k, n)``; their mean is ``g_t``.
+
     Args:
-        momentum: ``"storm+"`` for the paper's :math:`a_t`, or a constant in (0, 1] (STORM-PG, Yuan et al. 2020);
-            1 forgets the past: plain policy gradient with the step size of STORM+.
+        momentum: How ``a_t`` is set. ``"storm+"``: the paper's schedule. ``"measured"``: what minimises the error
+            of ``d_t`` as measured, see :meth:`_measured_momentum`. A number in (0, 1]: constant (STORM-PG, Yuan
+            et al. 2020); 1 forgets the past.
         momentum_floor: Lower bound of the paper's ``a_t``, in [0, 1]; 0 leaves the paper as it is.
 
     Raises:
@@ -28,44 +44,92 @@ class PolicyRecursion:
     """
 
     def __init__(self, momentum: Momentum, momentum_floor: float) -> None:
-        if momentum != "storm+" and (isinstance(momentum, str) or not 0.0 < momentum <= 1.0):
-            raise ValueError(f'momentum must be "storm+" or a number in (0, 1], got {momentum!r}')
+        known = momentum in ("measured", "storm+") if isinstance(momentum, str) else 0.0 < momentum <= 1.0
+        if not known:
+            raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {momentum!r}')
         if not 0.0 <= momentum_floor <= 1.0:
             raise ValueError(f"momentum_floor must lie in [0, 1], got {momentum_floor!r}")
         self.rule = momentum
         self.momentum_floor = momentum_floor
         self.direction: Tensor | None = None
         self.previous_parameters: Tensor | None = None
+        self.momentum = 1.0
+        self.error_ratio = 0.0
         self.sum_squared_gradients = 0.0
         self.sum_weighted_directions = 0.0
 
     @property
-    def momentum(self) -> float:
-        """``a_{t+1}`` from the gradients seen so far; 1 before the first."""
-        if self.rule == "storm+":
+    def needs_previous(self) -> bool:
+        """Whether the next direction needs the gradient at the previous parameters."""
+        return self.previous_parameters is not None and (self.rule == "measured" or self.scheduled_momentum < 1.0)
+
+    @property
+    def scheduled_momentum(self) -> float:
+        """``a_{t+1}`` where the gradients seen so far determine it; 1 before the first."""
+        if isinstance(self.rule, str):
             return max(self.momentum_floor, storm_plus_momentum(self.sum_squared_gradients))
         return float(self.rule) if self.direction is not None else 1.0
 
-    def propose(self, gradient: Tensor, gradient_at_previous: Tensor | None) -> Tensor:
-        """``d_t`` from ``g_t`` and the weighted gradient at the previous parameters; changes nothing."""
-        if self.direction is None or gradient_at_previous is None:
-            return gradient
-        (direction,) = recursive_direction([gradient], [self.direction], [gradient_at_previous], self.momentum)
-        return direction
+    def propose(self, gradients: Tensor, gradients_at_previous: Tensor | None) -> Proposal:
+        """``d_t`` and ``a_t`` from the parts of ``g_t`` and of the weighted gradient at the previous parameters.
 
-    def accept(self, gradient: Tensor, direction: Tensor, direction_square: float, parameters: Tensor) -> float:
-        """Take ``d_t`` into the sums and give ``eta_t``.
+        Changes nothing; :meth:`accept` does.
 
         Args:
-            gradient: ``g_t``, flat.
-            direction: ``d_t``, flat.
+            gradients: Parts of ``g_t``, ``(k, n)``.
+            gradients_at_previous: The same parts of the rollout at the previous parameters, ``(k, n)``; None if
+                there are none.
+        """
+        gradient = gradients.mean(dim=0)
+        if self.direction is None or gradients_at_previous is None:
+            return Proposal(gradient, gradient, 1.0, self.error_ratio)
+        momentum, error_ratio = self.scheduled_momentum, self.error_ratio
+        if self.rule == "measured":
+            momentum, error_ratio = self._measured_momentum(self.direction, gradients, gradients_at_previous)
+        (direction,) = recursive_direction([gradient], [self.direction], [gradients_at_previous.mean(dim=0)], momentum)
+        return Proposal(gradient, direction, momentum, error_ratio)
+
+    def _measured_momentum(
+        self, direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor
+    ) -> tuple[float, float]:
+        r"""The ``a_t`` that minimises the expected squared error of ``d_t``, and the running error ratio.
+
+        With the traces :math:`V_g`, :math:`V_{g'}`, :math:`V_\Delta` of the covariances of :math:`g_t`,
+        :math:`g'_t` and :math:`\Delta = g_t - g'_t`, and :math:`C` of the covariance of :math:`g_t` and
+        :math:`\Delta`, all from the parts of the rollout, and the squared error :math:`E` of :math:`d_{t-1}`, the
+        error of :math:`d_t` is :math:`(1-a)^2 (E + V_\Delta) + a^2 V_g + 2 a (1-a) C`, least at
+        :math:`a = (E + V_\Delta - C) / (E + V_\Delta + V_g - 2C)`. :math:`\lVert g'_t - d_{t-1} \rVert^2 - V_{g'}`
+        estimates :math:`E` without bias; its ratio to :math:`V_g` is smoothed over updates.
+        """
+        difference = gradients - gradients_at_previous
+        noise = _covariance_of_mean(gradients, gradients)
+        if noise <= 0.0:
+            return 1.0, self.error_ratio
+        mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
+        error = max(0.0, mismatch - _covariance_of_mean(gradients_at_previous, gradients_at_previous))
+        ratio = ERROR_SMOOTHING * self.error_ratio + (1.0 - ERROR_SMOOTHING) * error / noise
+        drift = ratio * noise + _covariance_of_mean(difference, difference)
+        cross = _covariance_of_mean(gradients, difference)
+        denominator = drift + noise - 2.0 * cross
+        momentum = (drift - cross) / denominator if denominator > 0.0 else 1.0
+        return min(1.0, max(0.0, momentum)), ratio
+
+    def accept(self, proposal: Proposal, direction_square: float, parameters: Tensor) -> float:
+        """Take a proposal into the state and give ``eta_t``.
+
+        Args:
+            proposal: What :meth:`propose` gave.
             direction_square: ``||d_t||^2`` in the metric of the step.
             parameters: ``theta_t``, flat, copied: the previous parameters of the next update.
         """
-        self.sum_squared_gradients += squared_norm([gradient])
-        self.direction = direction
+        self.sum_squared_gradients += squared_norm([proposal.gradient])
+        self.direction = proposal.direction
         self.previous_parameters = parameters.clone()
-        self.sum_weighted_directions += direction_square / self.momentum
+        self.momentum = proposal.momentum
+        self.error_ratio = proposal.error_ratio
+        # The paper divides by a_{t+1}, which a measured a_t does not know yet.
+        weight = max(proposal.momentum, 1e-3) if self.rule == "measured" else self.scheduled_momentum
+        self.sum_weighted_directions += direction_square / weight
         return storm_plus_step_size(self.sum_weighted_directions)
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,6 +137,8 @@ class PolicyRecursion:
         return {
             "direction": self.direction,
             "previous_parameters": self.previous_parameters,
+            "momentum": self.momentum,
+            "error_ratio": self.error_ratio,
             "sum_squared_gradients": self.sum_squared_gradients,
             "sum_weighted_directions": self.sum_weighted_directions,
         }
@@ -84,5 +150,14 @@ class PolicyRecursion:
         for key in ("direction", "previous_parameters"):
             value = state[key]
             setattr(self, key, value.clone() if isinstance(value, torch.Tensor) else None)
-        self.sum_squared_gradients = float(state["sum_squared_gradients"])
-        self.sum_weighted_directions = float(state["sum_weighted_directions"])
+        for key in ("momentum", "error_ratio", "sum_squared_gradients", "sum_weighted_directions"):
+            setattr(self, key, float(state[key]))
+
+
+def _covariance_of_mean(first: Tensor, second: Tensor) -> float:
+    """Trace of the covariance of two means over ``k`` parts, ``(k, n)`` each; 0 for a single part."""
+    parts = len(first)
+    if parts < 2:
+        return 0.0
+    centred = (first - first.mean(dim=0)) * (second - second.mean(dim=0))
+    return float(centred.sum(dtype=torch.float64)) / (parts * (parts - 1))

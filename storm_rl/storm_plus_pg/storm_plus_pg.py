@@ -1,12 +1,13 @@
 """STORM+ policy gradient: an actor-critic whose actor follows a recursive, importance-weighted gradient."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 from torch.nn import functional
@@ -15,9 +16,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.observations import select
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
+from storm_rl.common.rollout_window import Transitions
 from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights
 from storm_rl.storm_plus_pg.metric import EuclideanMetric, FisherMetric, Metric
 from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
+
+# Parts of a rollout, each a run of one environment or of a few, whose gradients measure the noise.
+N_PARTS = 8
 
 
 class STORMPlusPG(CheckedOnPolicyAlgorithm):
@@ -97,6 +102,9 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
+        advantage_horizon: int = 1,
+        reuse_rollouts: int = 1,
+        critic_minibatches: int | None = None,
         ent_coef: float = 0.0,
         momentum: Momentum = "storm+",
         momentum_floor: float = 0.3,
@@ -125,6 +133,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             learning_rate=learning_rate,
             n_steps=n_steps,
             transitions_per_rollout=512,
+            reuse_rollouts=reuse_rollouts,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
@@ -145,6 +154,10 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.n_epochs = n_epochs
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
+        self.advantage_horizon = advantage_horizon
+        self.critic_minibatches = critic_minibatches
+        self._adv_var = 0.0
+        self._adv_n = 0
         self.momentum = momentum
         self.momentum_floor = momentum_floor
         self.max_weight = max_weight
@@ -194,44 +207,43 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._update_actor(batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
-        self.policy.update_observation_statistics(batch.observations)
+        self.policy.update_observation_statistics(self.window.newest.observations)
         self._update_critic(batch)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _whole_rollout(self) -> RolloutBufferSamples:
-        batch: RolloutBufferSamples = next(iter(self.rollout_buffer.get(batch_size=None)))
-        actions, advantages = batch.actions, batch.advantages
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
+    def _whole_rollout(self) -> Transitions:
+        batch = self.window.transitions(self.policy, self.gamma, self.gae_lambda)
+        advantages = batch.advantages
         if self.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        return batch._replace(actions=actions, advantages=advantages)
+            self._adv_n = min(self._adv_n + 1, self.advantage_horizon)
+            self._adv_var += (float(advantages.var()) - self._adv_var) / self._adv_n
+            advantages = (advantages - advantages.mean()) / (self._adv_var**0.5 + 1e-8)
+        return batch._replace(advantages=advantages)
 
     # ------------------------------------------------------------------ actor
 
-    def _update_actor(self, batch: RolloutBufferSamples) -> None:
+    def _update_actor(self, batch: Transitions) -> None:
         # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
         self.policy.set_training_mode(False)
         parameters = self.policy.actor_parameters()
         theta = parameters_to_vector(parameters).detach()
         recursion = self.recursion
 
-        gradient, _ = self._gradient_at(theta, batch)
-        gradient_at_previous = None
-        momentum = recursion.momentum
-        if recursion.previous_parameters is not None and momentum < 1.0:
-            gradient_at_previous, weights = self._gradient_at(recursion.previous_parameters, batch)
-            vector_to_parameters(theta, parameters)
+        gradients, _ = self._part_gradients(batch)
+        gradients_at_previous = None
+        if recursion.needs_previous and recursion.previous_parameters is not None:
+            with _values(parameters, recursion.previous_parameters):
+                gradients_at_previous, weights = self._part_gradients(batch)
             self._record_weights(weights)
-            self._record_cosine(recursion.direction, gradient)
-        direction = recursion.propose(gradient, gradient_at_previous)
+            self._record_cosine(recursion.direction, gradients.mean(dim=0))
+        proposal = recursion.propose(gradients, gradients_at_previous)
 
-        self.metric.remember(batch.observations)
-        natural_direction = self.metric.inverse_product(self.policy, direction)
-        direction_square = float(direction.dot(natural_direction))
+        self.metric.remember(self.window.newest.observations)
+        natural_direction = self.metric.inverse_product(self.policy, proposal.direction)
+        direction_square = float(proposal.direction.dot(natural_direction))
         _check_finite("the actor's step", natural_direction)
-        step_size = recursion.accept(gradient, direction, direction_square, theta)
+        step_size = recursion.accept(proposal, direction_square, theta)
         if self.max_kl is not None and self.metric_name == "fisher" and direction_square > 0.0:
             # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
             step_size = min(step_size, (2.0 * self.max_kl / direction_square) ** 0.5)
@@ -244,30 +256,35 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             entropy = after.entropy()
             if entropy is not None:
                 self.logger.record("train/entropy", float(entropy.mean()))
-        self.logger.record("train/momentum", momentum)
+        self.logger.record("train/momentum", recursion.momentum)
         self.logger.record("train/step_size", step_size)
-        self.logger.record("train/gradient_norm", float(gradient.norm()))
-        self.logger.record("train/direction_norm", float(direction.norm()))
+        self.logger.record("train/gradient_norm", float(proposal.gradient.norm()))
+        self.logger.record("train/direction_norm", float(proposal.direction.norm()))
         self.logger.record("train/direction_metric_norm", max(direction_square, 0.0) ** 0.5)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
-    def _gradient_at(self, theta: Tensor, batch: RolloutBufferSamples) -> tuple[Tensor, Tensor]:
-        """The importance-weighted gradient of the surrogate at ``theta``, flat, and the weights.
+    def _part_gradients(self, batch: Transitions) -> tuple[Tensor, Tensor]:
+        """Importance-weighted gradients of the surrogate at the actor's present parameters, and the weights.
 
-        Leaves the actor at ``theta``. At the parameters that collected the rollout all weights are 1.
+        One gradient for each part of the rollout, ``(k, n)``, scaled so that their mean is the rollout's. At the
+        parameters that collected the rollout all weights are 1.
         """
         parameters = self.policy.actor_parameters()
-        vector_to_parameters(theta, parameters)
         distribution = self.policy.get_distribution(batch.observations)
         log_prob = distribution.log_prob(batch.actions)
-        weights = per_step_weights(log_prob, batch.old_log_prob, truncation=self.max_weight)
-        objective = (weights * batch.advantages * log_prob).mean()
+        weights = per_step_weights(log_prob, batch.behaviour_log_prob, truncation=self.max_weight)
+        objective = weights * batch.advantages * log_prob
         if self.ent_coef:
             entropy = distribution.entropy()
-            objective = objective + self.ent_coef * (-log_prob if entropy is None else entropy).mean()
-        gradients = torch.autograd.grad(-objective, parameters, materialize_grads=True)
-        gradient = parameters_to_vector(gradients)
+            objective = objective + self.ent_coef * (-log_prob if entropy is None else entropy)
+        parts = torch.tensor_split(-objective, min(N_PARTS, len(objective)))
+        losses = torch.stack([part.sum() for part in parts]) * (len(parts) / len(objective))
+        rows = torch.eye(len(parts), device=losses.device)
+        gradients = torch.autograd.grad(
+            losses, parameters, grad_outputs=rows, is_grads_batched=True, materialize_grads=True
+        )
+        gradient = torch.cat([part.reshape(len(parts), -1) for part in gradients], dim=1)
         _check_finite("the policy gradient", gradient)
         return gradient, weights
 
@@ -282,17 +299,20 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
 
     # ----------------------------------------------------------------- critic
 
-    def _update_critic(self, batch: RolloutBufferSamples) -> None:
+    def _update_critic(self, batch: Transitions) -> None:
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale)
         scale = self.policy.value_scale
-        size = len(batch.returns)
+        size = len(batch.value_targets)
         losses = []
-        for _ in range(self.n_epochs):
+        epochs = self.n_epochs
+        if self.critic_minibatches:
+            epochs = max(1, round(self.critic_minibatches / -(-size // self.batch_size)))
+        for _ in range(epochs):
             for index in torch.split(torch.randperm(size, device=self.device), self.batch_size):
                 values = self.policy.predict_values(select(batch.observations, index)).flatten()
-                loss = functional.mse_loss(values / scale, batch.returns[index] / scale)
+                loss = functional.mse_loss(values / scale, batch.value_targets[index] / scale)
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.policy.optimizer.step()
@@ -301,7 +321,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.logger.record("train/value_scale", scale)
         self.logger.record(
             "train/explained_variance",
-            float(explained_variance(batch.old_values.cpu().numpy(), batch.returns.cpu().numpy())),
+            float(explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())),
         )
 
     # ------------------------------------------------------------ learn, save
@@ -334,6 +354,17 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
         return [*state_dicts, "recursion", "metric"], tensors
+
+
+@contextmanager
+def _values(parameters: Sequence[Tensor], vector: Tensor) -> Iterator[None]:
+    """The parameters hold ``vector`` inside the block and what they held before after it, errors or not."""
+    held = parameters_to_vector(parameters).detach()
+    vector_to_parameters(vector, parameters)
+    try:
+        yield
+    finally:
+        vector_to_parameters(held, parameters)
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -1,7 +1,16 @@
 import pytest
 import torch
+from torch import Tensor
 
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion
+
+
+def started(momentum: float | str, floor: float = 0.0, direction: Tensor | None = None) -> PolicyRecursion:
+    """A recursion after its first update, with ``direction`` as what it remembers."""
+    recursion = PolicyRecursion(momentum, floor)  # type: ignore[arg-type]
+    direction = torch.ones(2) if direction is None else direction
+    recursion.accept(recursion.propose(direction[None], None), 1.0, torch.zeros_like(direction))
+    return recursion
 
 
 def test_three_updates_follow_the_papers_equations() -> None:
@@ -9,38 +18,73 @@ def test_three_updates_follow_the_papers_equations() -> None:
     sum_g, sum_d, d = 0.0, 0.0, None
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        g, g_previous, theta = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+        parts, parts_previous = torch.randn(2, 5, 4, dtype=torch.float64, generator=generator)
+        theta = torch.randn(4, dtype=torch.float64, generator=generator)
+        g, g_previous = parts.mean(dim=0), parts_previous.mean(dim=0)
         a = (1.0 + sum_g) ** (-2.0 / 3.0)
         d = g if d is None else g + (1.0 - a) * (d - g_previous)
-        proposed = recursion.propose(g, g_previous)
-        torch.testing.assert_close(proposed, d)
+        proposal = recursion.propose(parts, parts_previous)
+        torch.testing.assert_close(proposal.direction, d)
+        assert proposal.momentum == pytest.approx(a, rel=1e-12)
         sum_g += float(g @ g)
         sum_d += float(d @ d) / (1.0 + sum_g) ** (-2.0 / 3.0)
-        step_size = recursion.accept(g, proposed, float(proposed @ proposed), theta)
+        step_size = recursion.accept(proposal, float(d @ d), theta)
         assert step_size == pytest.approx(sum_d ** (-1.0 / 3.0), rel=1e-12)
         assert torch.equal(recursion.previous_parameters, theta)
 
 
 def test_floor_bounds_the_momentum_from_below() -> None:
-    recursion = PolicyRecursion("storm+", momentum_floor=0.3)
-    assert recursion.momentum == 1.0
-    recursion.accept(torch.full((4,), 100.0), torch.ones(4), 1.0, torch.zeros(4))
-    assert recursion.momentum == 0.3
+    recursion = started("storm+", 0.3, torch.full((4,), 100.0))
+    assert recursion.propose(torch.zeros(1, 4), torch.zeros(1, 4)).momentum == 0.3
 
 
 def test_momentum_one_is_the_plain_gradient() -> None:
-    recursion = PolicyRecursion(1.0, 0.0)
-    recursion.accept(torch.ones(2), torch.ones(2), 2.0, torch.zeros(2))
-    gradient = torch.tensor([3.0, -1.0])
-    torch.testing.assert_close(recursion.propose(gradient, torch.ones(2)), gradient)
+    gradients = torch.tensor([[3.0, -1.0]])
+    recursion = started(1.0)
+    assert not recursion.needs_previous
+    torch.testing.assert_close(recursion.propose(gradients, torch.ones(1, 2)).direction, gradients[0])
 
 
 def test_proposing_changes_nothing() -> None:
-    recursion = PolicyRecursion(0.5, 0.0)
-    recursion.accept(torch.ones(2), torch.ones(2), 2.0, torch.zeros(2))
+    recursion = started("measured")
     before = recursion.state_dict()
-    recursion.propose(torch.zeros(2), torch.ones(2))
+    recursion.propose(torch.randn(4, 2), torch.randn(4, 2))
     assert all(torch.equal(torch.as_tensor(before[k]), torch.as_tensor(v)) for k, v in recursion.state_dict().items())
+
+
+def measured(noise: float, common: float, error: float, updates: int = 60) -> float:
+    """Mean measured ``a_t`` for a known law: parts have noise ``noise``, of which ``common`` is shared by both points.
+
+    The truth is 0 at both parameters; what is remembered is off by ``error`` (norm).
+    """
+    generator = torch.Generator().manual_seed(0)
+    size, parts = 400, 8
+    remembered = torch.randn(size, dtype=torch.float64, generator=generator)
+    recursion = started("measured", direction=remembered * error / remembered.norm())
+    momenta = []
+    for _ in range(updates):
+        shared, own, other = torch.randn(3, parts, size, dtype=torch.float64, generator=generator) / size**0.5
+        scale = noise * parts**0.5
+        current = scale * (common**0.5 * shared + (1 - common) ** 0.5 * own)
+        previous = scale * (common**0.5 * shared + (1 - common) ** 0.5 * other)
+        proposal = recursion.propose(current, previous)
+        recursion.error_ratio = proposal.error_ratio  # Smoothing goes on; what is remembered stays.
+        momenta.append(proposal.momentum)
+    return sum(momenta[updates // 2 :]) / (updates - updates // 2)
+
+
+@pytest.mark.parametrize(("noise", "common", "error"), [(1.0, 0.9, 0.5), (1.0, 0.99, 2.0), (0.3, 0.5, 0.3)])
+def test_measured_momentum_finds_the_least_error(noise: float, common: float, error: float) -> None:
+    # V_g = noise^2, V_difference = 2 (1 - common) noise^2, and the covariance of the two is (1 - common) noise^2.
+    variance, drift = noise**2, error**2 + 2 * (1 - common) * noise**2
+    cross = (1 - common) * noise**2
+    expected = (drift - cross) / (drift + variance - 2 * cross)
+    assert measured(noise, common, error) == pytest.approx(expected, abs=0.05)
+
+
+def test_measured_momentum_forgets_what_is_wrong_and_trusts_what_is_right() -> None:
+    assert measured(noise=0.1, common=0.9, error=10.0) > 0.95
+    assert measured(noise=1.0, common=0.999, error=1e-3) < 0.05
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1.5, -0.1, "adam"])

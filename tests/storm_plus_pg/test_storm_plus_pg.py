@@ -199,14 +199,14 @@ def test_weights_are_one_at_the_parameters_that_collected_the_rollout() -> None:
     # Catches observation statistics or parameters that move between collecting and updating.
     model = small(make_vec_env("Pendulum-v1", n_envs=2))
     seen: list[torch.Tensor] = []
-    gradient_at = model._gradient_at
+    part_gradients = model._part_gradients
 
-    def spy(theta: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        gradient, weights = gradient_at(theta, batch)
+    def spy(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        gradients, weights = part_gradients(batch)
         seen.append(weights)
-        return gradient, weights
+        return gradients, weights
 
-    model._gradient_at = spy  # type: ignore[method-assign]
+    model._part_gradients = spy  # type: ignore[method-assign]
     model.learn(64 * 3)
     assert len(seen) == 1 + 2 + 2  # No previous parameters at the first update, two gradients at the others.
     for current in (seen[0], seen[1], seen[3]):
@@ -218,14 +218,14 @@ def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
     model = small(make_vec_env("CartPole-v1", n_envs=2), metric="euclidean", momentum_floor=0.0, max_kl=None)
     before = parameters_to_vector(model.policy.actor_parameters()).detach().clone()
     gradients: list[torch.Tensor] = []
-    gradient_at = model._gradient_at
+    part_gradients = model._part_gradients
 
-    def spy(theta: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        gradient, weights = gradient_at(theta, batch)
-        gradients.append(gradient)
-        return gradient, weights
+    def spy(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        parts, weights = part_gradients(batch)
+        gradients.append(parts.mean(dim=0))
+        return parts, weights
 
-    model._gradient_at = spy  # type: ignore[method-assign]
+    model._part_gradients = spy  # type: ignore[method-assign]
     model.learn(128)
     g_1, g_2, g_2_at_1 = (gradient.double() for gradient in gradients)
     a_2 = (1 + g_1 @ g_1) ** (-2 / 3)
@@ -250,9 +250,8 @@ def test_kl_of_a_step_stays_near_its_cap(monkeypatch: pytest.MonkeyPatch) -> Non
             divergences.append(value)
 
     monkeypatch.setattr(logger, "record", spy)
-    model.learn(512 * 4)
-    assert len(divergences) == 4
-    assert all(0.0003 < divergence < 0.003 for divergence in divergences)
+    model.learn(512 * 2)
+    assert divergences == pytest.approx([0.001, 0.001], rel=0.2)
 
 
 def test_infinite_reward_names_environment_and_step_and_leaves_the_policy(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.runs import load_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_killed_grid_leaves_no_process_and_continues_with_what_is_missing(tmp_path: Path) -> None:
+    agent = "storm_plus_pg[n_steps=32,n_epochs=1]"
+    command = [sys.executable, "-m", "experiments", "benchmark", "--agent", agent, "--task", "CartPole-v1"]
+    command += ["--seeds", "2", "--workers", "1", "--budget", "2000", "--output", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    finished = tmp_path / "raw" / f"{agent}__CartPole-v1__seed0.json.gz"
+    until(finished.exists)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    until(lambda: not any(alive(int(child)) for child in children), 20.0)
+    before = finished.stat().st_mtime_ns
+
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert finished.stat().st_mtime_ns == before
+    assert [load_run(path)["seed"] for path in sorted((tmp_path / "raw").iterdir())] == [0, 1]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
