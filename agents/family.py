@@ -2,11 +2,13 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
 
 from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
 
@@ -35,13 +37,21 @@ def tuned_settings(algorithm: str, task_id: str) -> dict[str, Any]:
 
 
 def build_family(
-    algorithm: str, task_id: str, seed: int, tensorboard_log: str | None, **arguments: Any
+    algorithm: str,
+    task_id: str,
+    seed: int,
+    tensorboard_log: str | None,
+    make_env: Callable[..., VecEnv] = make_vec_env,
+    **arguments: Any,
 ) -> BaseAlgorithm:
-    """``algorithm`` (as ``"SVRPG"``) on 5 environments with its tuned settings; ``arguments`` replace them."""
+    """``algorithm`` (as ``"SVRPG"``) on 5 environments with its tuned settings; ``arguments`` replace them.
+
+    ``make_env`` is gymnasium's way or, for searches, ``envs.batched.make_vec``.
+    """
     settings = {**tuned_settings(algorithm, task_id), **arguments}
     return algorithm_class(algorithm)(
         "MlpPolicy",
-        make_vec_env(task_id, n_envs=settings.pop("n_envs", N_ENVS), seed=seed),
+        make_env(task_id, n_envs=settings.pop("n_envs", N_ENVS), seed=seed),
         seed=seed,
         device="cpu",
         tensorboard_log=tensorboard_log,

@@ -1,8 +1,8 @@
 """The tuned family on seeds that the search did not see: trajectories and env steps to the threshold.
 
 Every algorithm with the settings that `experiments.studies.tune_family` stored for the task, seeds 0 to 4, at most a
-million env steps, evaluated every 1,000; a run ends at the threshold (two evaluations in a row). Rows are in
-``experiments/results/tune_family/confirm_<task>.csv``; what is there is not run again.
+million env steps on gymnasium's own environments, evaluated every 1,000; a run ends at the threshold (two evaluations
+in a row). Rows are in ``experiments/results/tune_family/confirm_<task>.csv``; what is there is not run again.
 
 ``python -m experiments.studies.confirm_family --help``.
 """
@@ -41,7 +41,7 @@ def confirm_family(
         for seed in range(seeds):
             if (algorithm, seed) not in done:
                 settings = tuned_settings(algorithm, task)
-                rows.append(trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY))
+                rows.append(trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, batched=False))
                 write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
     typer.echo(summary(pd.DataFrame(rows)).to_string())
 

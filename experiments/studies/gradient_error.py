@@ -14,7 +14,7 @@ All estimates are of the same gradient, that of the discounted return; GAE keeps
 STORM+ has the paper's momentum, from gradients in units of the returns' standard deviation, bounded below by 0.3 as
 in `storm_rl.storm_plus_pg`.
 
-``python -m experiments.studies.gradient_error --help``
+All runs are on the batched environments of ``envs.batched``. ``python -m experiments.studies.gradient_error --help``
 """
 
 from pathlib import Path
@@ -26,11 +26,12 @@ import pandas as pd
 import torch
 import typer
 from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.func import functional_call
 
 from envs import get_task
+from envs.batched import make_vec
 from experiments.plots import COLOURS, LINES, save
 from experiments.runs import write_atomically
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
@@ -60,21 +61,31 @@ N_STEPS = 10
 MEASURED_AT = (2, N_STEPS)
 # Episodes for each step of those with a memory, on average over the path: (N + n_steps B) / (n_steps + 1).
 EQUAL = round((LARGE + N_STEPS * SMALL) / (N_STEPS + 1))
+# The probe's environments; a batch of fewer episodes leaves the others idle.
+PROBE_ENVS = 100
 GAE_LAMBDA = 0.95
 MOMENTUM_FLOOR = 0.3
+
+
+def use(model: TrajectoryAlgorithm, env: VecEnv) -> None:
+    """Exchange the environment; unlike SB3's ``set_env``, for another number of them."""
+    model.env, model.n_envs = env, env.num_envs
+    model._last_obs = env.reset()  # type: ignore[assignment]
+    model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 
 
 def collect(model: TrajectoryAlgorithm, n_episodes: int) -> TrajectoryBatch:
     """A batch of the current policy, with no callback and no effect on the policy."""
     callback = CallbackList([])
     callback.init_callback(model)
-    if model._last_obs is None or not model.collect_trajectories(callback, n_episodes):
-        raise ValueError("the model must have been trained before")
+    model.collect_trajectories(callback, n_episodes)
     return model._batch
 
 
-def estimate(model: TrajectoryAlgorithm, batch: TrajectoryBatch, points: list[Vector]) -> dict[str, Any]:
-    """All estimates that one batch of the policy at ``points[0]`` allows, and the weights of the others."""
+def estimate(
+    model: TrajectoryAlgorithm, batch: TrajectoryBatch, points: list[Vector], only_gpomdp: bool = False
+) -> dict[str, Any]:
+    """The estimates that one batch of the policy at ``points[0]`` allows, there and (weighted) at the others."""
     at = LogProbAtPoints(
         lambda parameters: functional_call(model._law, parameters, (batch.observations, batch.actions)),
         points,
@@ -89,21 +100,31 @@ def estimate(model: TrajectoryAlgorithm, batch: TrajectoryBatch, points: list[Ve
         coefficients[index] = (advantages[mask] / len(mask)).to(coefficients.dtype)
         return at.gradients(coefficients)[index]
 
+    loo: Baseline = "leave_one_out"
+    gpomdp = gradient(0, gpomdp_advantages(batch.rewards, mask, model.gamma, loo))
+    if only_gpomdp:
+        return {"gpomdp": gpomdp}
     with torch.no_grad():
         values = pad(model.policy.predict_values(batch.observations).flatten().double(), mask)
     gae = generalised_advantages(batch.rewards, mask, values, model.gamma, GAE_LAMBDA)
     gae = gae * discount_factors(mask.shape[1], model.gamma, gae)
-    loo: Baseline = "leave_one_out"
     return {
         "reinforce": gradient(0, reinforce_advantages(batch.rewards, mask, model.gamma, loo)),
-        "gpomdp": gradient(0, gpomdp_advantages(batch.rewards, mask, model.gamma, loo)),
+        "gpomdp": gpomdp,
         "gae": gradient(0, gae),
         "weighted": [
             gradient(i + 1, gpomdp_advantages(batch.rewards, mask, model.gamma, loo, weight))
             for i, weight in enumerate(weights)
         ],
-        "weights": weights,
     }
+
+
+@torch.no_grad()
+def weights_of(model: TrajectoryAlgorithm, batch: TrajectoryBatch, points: list[Vector]) -> list[Tensor]:
+    """Per-decision weights from the policy at ``points[0]`` to the others."""
+    inputs = (batch.observations, batch.actions)
+    log_prob = [pad(functional_call(model._law, point, inputs).double(), batch.mask) for point in points]
+    return [per_decision_weights(each, log_prob[0], batch.mask) for each in log_prob[1:]]
 
 
 def make_step(model: TrajectoryAlgorithm, batch: TrajectoryBatch, gradient: Vector, kl: float) -> None:
@@ -172,12 +193,12 @@ def walk(
             at_anchor = found["weighted"][1 if name == "svrpg" else 0]
             directions[name] = recursion.direction(point, gradient, at_anchor)
         if step in MEASURED_AT:
-            directions["gpomdp_equal"] = estimate(model, collect(model, EQUAL), [point])["gpomdp"]
+            directions["gpomdp_equal"] = estimate(model, collect(model, EQUAL), [point], True)["gpomdp"]
             reference = collect(model, reference_episodes)
-            measured = estimate(model, reference, [point, previous, start])
+            truth = estimate(model, reference, [point], True)["gpomdp"]
             for name, direction in directions.items():
-                errors.append({"step": step, "estimator": name, **compare(direction, measured["gpomdp"])})
-            weights += weight_rows(step, measured["weights"], reference.mask)
+                errors.append({"step": step, "estimator": name, **compare(direction, truth)})
+            weights += weight_rows(step, weights_of(model, reference, [point, previous, start]), reference.mask)
         previous = point
     return errors, weights
 
@@ -228,10 +249,12 @@ def gradient_error(
     errors: list[dict[str, Any]] = []
     weights: list[dict[str, Any]] = []
     for seed in range(seeds):
-        env = make_vec_env(task_id, n_envs=20, seed=seed)
+        env, probe = make_vec(task_id, 20, seed), make_vec(task_id, PROBE_ENVS, 1_000 + seed)
         model = GPOMDP("MlpPolicy", env, baseline="state_value", seed=seed, device="cpu")
         for stage in sorted(stages or (2_000, 10_000, 30_000)):
+            use(model, env)
             model.learn(max(1, stage - model.num_timesteps), reset_num_timesteps=False)
+            use(model, probe)
             trained, steps = model.policy.state_dict(), model.num_timesteps
             trained = {name: values.clone() for name, values in trained.items()}
             for kl in kls or (1e-4, 1e-3, 1e-2):

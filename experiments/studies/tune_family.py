@@ -6,8 +6,9 @@ and all of it. Seeds are apart from the benchmark's. The score of a run is the m
 over the budget; a run ends at the threshold (two evaluations in a row) and its last evaluation is carried on. The
 best mean score of the second round wins, and goes to ``agents/family.json``.
 
-The rows of all runs are in ``experiments/results/tune_family/<task>.csv``, one file a task, rewritten whole after
-each run: a search that was interrupted continues. ``python -m experiments.studies.tune_family --help``.
+All runs, training and evaluation, are on the batched environments of ``envs.batched``. The rows are in
+``experiments/results/tune_family/<task>.csv``, one file a task, rewritten whole after each run: a search that was
+interrupted continues. ``python -m experiments.studies.tune_family --help``.
 """
 
 import dataclasses
@@ -22,11 +23,13 @@ import pandas as pd
 import torch
 import typer
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
 
 from agents.family import FAMILY, SETTINGS_FILE, build_family
 from envs import TASKS, Task, get_task
+from envs.batched import make_vec
 from experiments.measures import steps_to_threshold
-from experiments.runs import ProtocolCallback, write_atomically
+from experiments.runs import EVALUATION_EPISODES, ProtocolCallback, write_atomically
 
 RESULTS = Path(__file__).parents[1] / "results" / "tune_family"
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
@@ -54,11 +57,22 @@ def grid(algorithm: str) -> list[dict[str, Any]]:
 
 
 class UntilThreshold(ProtocolCallback):
-    """The benchmark's evaluations, up to two in a row at the threshold; counts the episodes learned from."""
+    """The benchmark's evaluations, up to two in a row at the threshold; counts the episodes learned from.
 
-    def __init__(self, task: Task) -> None:
+    Args:
+        task: The task.
+        batched: Evaluate on the batched environments, which agree with gymnasium's step for step.
+    """
+
+    def __init__(self, task: Task, batched: bool) -> None:
         super().__init__(task, None)
+        self.batched = batched
         self.episodes_learned_from: list[int] = []
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        if self.batched:
+            self._env = make_vec(self.task.id, EVALUATION_EPISODES)
 
     def _evaluate(self) -> None:
         super()._evaluate()
@@ -80,16 +94,19 @@ def trial(
     seed: int,
     budget: int,
     evaluate_every: int = EVALUATE_EVERY,
+    batched: bool = True,
 ) -> dict[str, Any]:
     """One run, as a row of the results.
 
     A setting that fails (weights that overflow, say) is a row with the score of the task's worst return.
     """
     task = dataclasses.replace(task, evaluate_every=evaluate_every)
-    callback = UntilThreshold(task)
+    callback = UntilThreshold(task, batched)
     begin = time.perf_counter()
     error = ""
-    model: BaseAlgorithm = build_family(algorithm, task.id, seed, None, **settings)
+    model: BaseAlgorithm = build_family(
+        algorithm, task.id, seed, None, make_vec if batched else make_vec_env, **settings
+    )
     try:
         model.learn(budget, callback=callback)
     except ValueError as failure:
