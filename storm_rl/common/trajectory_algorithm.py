@@ -47,7 +47,7 @@ from storm_rl.gradients.two_point import LogProbAtPoints
 Estimator = Literal["gpomdp", "reinforce"]
 SelfTrajectoryAlgorithm = TypeVar("SelfTrajectoryAlgorithm", bound="TrajectoryAlgorithm")
 
-# Steps after which an episode is taken to be one without end. The longest time limit in gymnasium is 27,000 frames.
+# Steps after which an episode is taken to be one without end; far above the time limits in use.
 _ENDLESS_EPISODE = 100_000
 
 
