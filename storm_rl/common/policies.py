@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -55,6 +55,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: Action space.
         lr_schedule: Learning-rate schedule of the critic's optimizer.
         normalize_observations: Whether real-valued observations are standardised.
+        use_sde: Whether noise is a function of the state, for Box actions.
+        log_std_init: Logarithm of the initial noise; None: 0, and -0.5 with ``use_sde``.
         share_features_extractor: True only for extractors without parameters; None: as SB3's default extractor,
             which only flattens, allows, and never for another.
         features_extractor_class: Features extractor.
@@ -72,6 +74,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         normalize_observations: bool = True,
+        use_sde: bool = False,
+        log_std_init: float | None = None,
         share_features_extractor: bool | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -79,6 +83,9 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self.normalize_observations = normalize_observations
+        if log_std_init is None:
+            # gSDE's noise adds up over the features: at 0 it would saturate most bounded actions.
+            log_std_init = -0.5 if use_sde else 0.0
         if share_features_extractor is None:
             share_features_extractor = features_extractor_class is FlattenExtractor
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
@@ -87,6 +94,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             observation_space,
             action_space,
             lr_schedule,
+            use_sde=use_sde,
+            log_std_init=log_std_init,
             share_features_extractor=share_features_extractor,
             features_extractor_class=features_extractor_class,
             optimizer_class=optimizer_class,
@@ -135,6 +144,21 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         """The parameters of the value function, in a fixed order."""
         modules: list[nn.Module] = [self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net]
         return list(_unique_parameters(modules))
+
+    @property
+    def critic_learns_features(self) -> bool:
+        """Whether the critic's features extractor has parameters, and so changes while the critic is fitted."""
+        return any(True for _ in self.vf_features_extractor.parameters())
+
+    def critic_features(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
+        """What the critic's own network sees of ``observations``: ``(n, features_dim)``."""
+        return BaseModel.extract_features(self, observations, self.vf_features_extractor)
+
+    def scaled_values(self, features: Tensor) -> Tensor:
+        """Values in units of :attr:`value_scale`, ``(n,)``, of what :meth:`critic_features` gave."""
+        latent = self.mlp_extractor.forward_critic(features)
+        values: Tensor = self.value_head.linear(latent).flatten()
+        return values
 
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""

@@ -68,7 +68,7 @@ def rollout_from_buffer(
     def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.tensor(array, dtype=dtype, device=policy.device)
 
-    actions = flat(buffer.actions)
+    actions = flat(buffer.actions).float()  # As SB3's buffer gives them.
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().flatten()
     ends = [policy.obs_to_tensor(observation)[0] for observation in truncations.values()]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -30,36 +31,40 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
 
     An on-policy actor-critic. The actor follows the STORM+ recursion (Levy, Kavis, Cevher, "STORM+: Fully Adaptive
     SGD with Recursive Momentum for Nonconvex Optimization", NeurIPS 2021, arXiv 2111.01040), whose gradient
-    difference is importance-weighted because the data's law moves with the policy. On rollout :math:`\tau_t` of
-    :math:`\pi_{\theta_t}`, with GAE advantages :math:`\hat A` standardised over the rollout:
+    difference is importance-weighted because the data's law moves with the policy. After each rollout, over the
+    transitions of the last ``reuse_rollouts`` rollouts, sampled by :math:`\mu` (earlier policies and the present
+    one), with advantages :math:`\hat A` under the present policy and critic, standardised:
 
     .. math::
-        g_t &= -\tfrac1N \sum \hat A(s, a) \nabla \log \pi_{\theta_t}(a|s) \\
-        g'_t &= -\tfrac1N \sum \rho(s, a) \hat A(s, a) \nabla \log \pi_{\theta_{t-1}}(a|s), \quad
-        \rho = \pi_{\theta_{t-1}}(a|s) / \pi_{\theta_t}(a|s) \\
+        g_t &= -\tfrac1N \sum \frac{\pi_{\theta_t}(a|s)}{\mu(a|s)} \hat A(s, a) \nabla \log \pi_{\theta_t}(a|s) \\
+        g'_t &= -\tfrac1N \sum \frac{\pi_{\theta_{t-1}}(a|s)}{\mu(a|s)} \hat A(s, a)
+            \nabla \log \pi_{\theta_{t-1}}(a|s) \\
         d_t &= g_t + (1 - a_t) (d_{t-1} - g'_t) \\
         \theta_{t+1} &= \theta_t - \eta_t M_t^{-1} d_t
 
-    with the paper's :math:`a_t` (bounded below) and :math:`\eta_t = (\sum_i d_i^T M_i^{-1} d_i / a_{i+1})^{-1/3}`,
-    and :math:`M = F + \lambda I`, the policy's Fisher matrix on states of the last rollouts, which makes
-    :math:`\eta_t` dimensionless. The step is shortened where its quadratic KL would pass ``max_kl``. With
-    ``metric="euclidean"``, ``momentum_floor=0`` and ``max_kl=None`` the actor's step is the paper's to the letter.
+    with :math:`\eta_t = (\sum_i d_i^T M_i^{-1} d_i / a_{i+1})^{-1/3}` and :math:`M = F + \lambda I`, the policy's
+    Fisher matrix on states of the last rollouts, which makes :math:`\eta_t` dimensionless. :math:`a_t` is measured:
+    it minimises the error of :math:`d_t` as the parts of the rollouts show it. The step is shortened where its
+    quadratic KL would pass ``max_kl``. With ``momentum="storm+"``, ``momentum_floor=0``, ``metric="euclidean"``,
+    ``max_kl=None`` and ``reuse_rollouts=1`` the actor's step is the paper's to the letter.
 
-    The critic has a network and an optimizer (Adam) of its own and is fitted to the lambda-returns, divided by
-    the running standard deviation of the discounted return. Observations are standardised inside the policy.
+    The critic has a network and an optimizer (Adam) of its own and is fitted to V-trace targets, divided by the
+    running standard deviation of the discounted return. Observations are standardised inside the policy.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of their classes.
         env: The environment, or the name of a registered one.
         learning_rate: Learning rate of the *critic's* Adam; a number or a schedule. The actor has none.
         n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all.
-        n_epochs: Passes over the rollout in which the critic is fitted.
+        reuse_rollouts: Number of recent rollouts that each update learns from.
+        critic_steps: Steps of the critic's optimizer after each rollout.
         batch_size: Minibatch size of the critic.
         gamma: Discount factor.
         gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
-        normalize_advantage: Whether advantages are standardised over the rollout.
+        normalize_advantage: Whether advantages are standardised over the transitions of an update.
         ent_coef: Weight of an entropy bonus in the actor's objective.
-        momentum: ``"storm+"`` for the paper's schedule, or a constant in (0, 1]; 1 switches the recursion off.
+        momentum: ``"measured"``; ``"storm+"`` for the paper's schedule; or a constant in (0, 1]; 1 switches the
+            recursion off.
         momentum_floor: Lower bound of the paper's ``a_t``; 0 for none.
         max_weight: Importance weights are truncated at this value; None for no bound.
         metric: ``"fisher"`` (natural gradient) or ``"euclidean"`` (the paper).
@@ -68,7 +73,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         fisher_rollouts: Number of recent rollouts whose states the Fisher matrix covers.
         fisher_states: Number of states kept for it in all; bounds its memory.
         max_kl: Largest quadratic KL of a step, in nats; None for no bound.
-        use_sde: gSDE exploration (Raffin et al. 2021) in place of Gaussian noise, for Box actions.
+        use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) in place of Gaussian noise, for Box actions.
+            None: for every Box action space.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
         rollout_buffer_class: Rollout buffer class; None: chosen by the observation space.
         rollout_buffer_kwargs: Its further arguments.
@@ -97,16 +103,14 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
-        n_epochs: int = 10,
+        reuse_rollouts: int = 4,
+        critic_steps: int = 80,
         batch_size: int = 128,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
-        advantage_horizon: int = 1,
-        reuse_rollouts: int = 1,
-        critic_minibatches: int | None = None,
-        ent_coef: float = 0.0,
-        momentum: Momentum = "storm+",
+        ent_coef: float = 0.01,
+        momentum: Momentum = "measured",
         momentum_floor: float = 0.3,
         max_weight: float | None = 10.0,
         metric: Literal["fisher", "euclidean"] = "fisher",
@@ -114,9 +118,9 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         cg_iterations: int = 10,
         fisher_rollouts: int = 8,
         fisher_states: int = 1024,
-        max_kl: float | None = 0.02,
-        use_sde: bool = False,
-        sde_sample_freq: int = -1,
+        max_kl: float | None = 0.01,
+        use_sde: bool | None = None,
+        sde_sample_freq: int = 32,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -140,7 +144,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             # Of SB3's base; actor and critic are separate here and no gradient is clipped.
             vf_coef=1.0,
             max_grad_norm=float("inf"),
-            use_sde=use_sde,
+            use_sde=bool(use_sde),
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
@@ -151,13 +155,11 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             seed=seed,
             device=device,
         )
-        self.n_epochs = n_epochs
+        if use_sde is None and self.env is not None:
+            self.use_sde = isinstance(self.action_space, spaces.Box)
+        self.critic_steps = critic_steps
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
-        self.advantage_horizon = advantage_horizon
-        self.critic_minibatches = critic_minibatches
-        self._adv_var = 0.0
-        self._adv_n = 0
         self.momentum = momentum
         self.momentum_floor = momentum_floor
         self.max_weight = max_weight
@@ -172,7 +174,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             self._setup_model()
 
     def _check_arguments(self) -> None:
-        for name in ("n_epochs", "batch_size", "cg_iterations", "fisher_rollouts"):
+        for name in ("reuse_rollouts", "critic_steps", "batch_size", "cg_iterations", "fisher_rollouts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
         for name in ("gamma", "gae_lambda"):
@@ -216,9 +218,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         batch = self.window.transitions(self.policy, self.gamma, self.gae_lambda)
         advantages = batch.advantages
         if self.normalize_advantage:
-            self._adv_n = min(self._adv_n + 1, self.advantage_horizon)
-            self._adv_var += (float(advantages.var()) - self._adv_var) / self._adv_n
-            advantages = (advantages - advantages.mean()) / (self._adv_var**0.5 + 1e-8)
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         return batch._replace(advantages=advantages)
 
     # ------------------------------------------------------------------ actor
@@ -304,25 +304,35 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale)
         scale = self.policy.value_scale
-        size = len(batch.value_targets)
+        targets = batch.value_targets / scale
+        features = None
+        if not self.policy.critic_learns_features:
+            with torch.no_grad():
+                features = self.policy.critic_features(batch.observations)
         losses = []
-        epochs = self.n_epochs
-        if self.critic_minibatches:
-            epochs = max(1, round(self.critic_minibatches / -(-size // self.batch_size)))
-        for _ in range(epochs):
-            for index in torch.split(torch.randperm(size, device=self.device), self.batch_size):
-                values = self.policy.predict_values(select(batch.observations, index)).flatten()
-                loss = functional.mse_loss(values / scale, batch.value_targets[index] / scale)
-                self.policy.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                self.policy.optimizer.step()
-                losses.append(loss.detach())
+        for index in self._minibatches(len(targets)):
+            part = (
+                self.policy.critic_features(select(batch.observations, index)) if features is None else features[index]
+            )
+            loss = functional.mse_loss(self.policy.scaled_values(part), targets[index])
+            self.policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.policy.optimizer.step()
+            losses.append(loss.detach())
         self.logger.record("train/value_loss", float(torch.stack(losses).mean()))
         self.logger.record("train/value_scale", scale)
         self.logger.record(
             "train/explained_variance",
             float(explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())),
         )
+
+    def _minibatches(self, size: int) -> Iterator[Tensor]:
+        """Indices of ``critic_steps`` minibatches: passes over ``size`` transitions, each in an order of its own."""
+        left = self.critic_steps
+        while left > 0:
+            passes = torch.split(torch.randperm(size, device=self.device), self.batch_size)[:left]
+            left -= len(passes)
+            yield from passes
 
     # ------------------------------------------------------------ learn, save
 

@@ -19,7 +19,7 @@ def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def test_killed_grid_leaves_no_process_and_continues_with_what_is_missing(tmp_path: Path) -> None:
-    agent = "storm_plus_pg[n_steps=32,n_epochs=1]"
+    agent = "storm_plus_pg[n_steps=32,critic_steps=2]"
     command = [sys.executable, "-m", "experiments", "benchmark", "--agent", agent, "--task", "CartPole-v1"]
     command += ["--seeds", "2", "--workers", "1", "--budget", "2000", "--output", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -24,7 +24,7 @@ from experiments.runs import (
 )
 
 QUIET = Console(quiet=True)
-SMALL = "storm_plus_pg[n_steps=32,n_epochs=1]"
+SMALL = "storm_plus_pg[n_steps=32,critic_steps=2]"
 
 
 def test_run_is_stored_whole_with_what_the_protocol_asks_for(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_run_is_stored_whole_with_what_the_protocol_asks_for(tmp_path: Path) -> 
 
 def test_evaluation_is_the_first_vector_step_at_or_past_each_multiple(tmp_path: Path) -> None:
     run = load_run(
-        execute(RunSpec("storm_plus_pg[n_envs=3,n_steps=50,n_epochs=1]", "CartPole-v1", 0), tmp_path, None, 2_100)
+        execute(RunSpec("storm_plus_pg[n_envs=3,n_steps=50,critic_steps=2]", "CartPole-v1", 0), tmp_path, None, 2_100)
     )
     assert run["evaluations"]["step"] == [1002, 2001]
 
