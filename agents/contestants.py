@@ -9,6 +9,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.family import FAMILY, build_family
 from agents.storm_plus_pg import build_storm_plus_pg
 from agents.zoo import build_from_zoo
 
@@ -34,6 +35,7 @@ CONTESTANTS: dict[str, Contestant] = {
     for contestant in (
         Contestant("storm_plus_pg", "STORM+PG (defaults)", build_storm_plus_pg),
         Contestant("ppo_zoo", "PPO (RL Zoo tuned)", partial(build_from_zoo, "ppo")),
+        *(Contestant(name.lower(), f"{name} (tuned)", partial(build_family, name)) for name in FAMILY),
     )
 }
 

@@ -1,24 +1,25 @@
 r"""Importance weights: how data of a behaviour policy stands in for data of a target policy.
 
-A trajectory ``tau = (s_0, a_0, ..., s_{T-1}, a_{T-1})`` was sampled by ``mu`` (behaviour) and an expectation under
-``pi`` (target) is wanted. The transition probabilities cancel, so only log-probabilities of actions matter, with
-``rho_h = pi(a_h | s_h) / mu(a_h | s_h)``:
+A trajectory ``(s_0, a_0, ..., s_{T-1}, a_{T-1})`` was sampled by ``mu`` (behaviour) and an expectation under
+``pi`` (target) is wanted. The transition probabilities cancel, so only log-probabilities of actions matter,
+with ``rho_h = pi(a_h | s_h) / mu(a_h | s_h)``:
 
-====================  =============================================  ======================================
-form                  weight                                          multiplies
-====================  =============================================  ======================================
-per trajectory        :math:`w = \prod_{h < T} \rho_h`                everything the trajectory contributes
-per decision          :math:`w_h = \prod_{k \le h} \rho_k`            the reward at ``h`` (Precup et al., 2000)
-per step              :math:`\rho_h`                                  the score at ``h``, advantages frozen
-====================  =============================================  ======================================
+- *per trajectory*, :math:`w = \prod_{h < T} \rho_h`, multiplies all that the trajectory contributes;
+- *per decision*, :math:`w_h = \prod_{k \le h} \rho_k`, multiplies the reward at ``h`` (Precup, Sutton, Singh,
+  ICML 2000);
+- *per step*, :math:`\rho_h`, multiplies the score at ``h`` with its advantage frozen.
 
-The first two are unbiased; the third is not (it ignores that ``pi`` visits other states), and its variance does
-not grow with the horizon. Truncation and self-normalisation bias any of them, for less variance.
+The first two are unbiased; the third is not (it ignores that ``pi`` visits other states), but its variance
+does not grow with the horizon. Truncation and self-normalisation bias any of them, for less variance.
 
-Conventions: episodes lie along the first dimension and steps along the second, ``(n_episodes, n_steps)``; a boolean
-``mask`` of that shape is true where a step was taken. What stands where the mask is false (padding, steps after
-the end of an episode) is never read, be it NaN. All products are sums of logarithms. No gradient flows through a
-weight: every result is detached.
+How much bias: on the four-step cliff of ``envs.mdps``, relative to the exact gradient, between softmax
+policies whose logits differ by 0.05 (and by 1) standard normal numbers: per step 0.3 % (5 %), per decision
+truncated at 1 2.8 % (38 %); self-normalised over two episodes of two steps 1.0 % (22 %).
+
+Conventions: episodes lie along the first dimension and steps along the second, ``(n_episodes, n_steps)``; a
+boolean ``mask`` of that shape is true where a step was taken. What stands where the mask is false (padding,
+the steps after the end of an episode) is never read, be it NaN. All products are sums of logarithms. No
+gradient flows through a weight: every result is detached.
 """
 
 import math
@@ -45,11 +46,140 @@ def per_step_weights(
         The weights, of the same shape, detached from the graph.
 
     Raises:
-        ValueError: If shapes differ, the mask leaves nothing, ``truncation`` is not positive, or a weight is not
-            finite.
+        ValueError: If shapes differ, the mask leaves nothing, ``truncation`` is not positive, or a weight is
+            not finite.
     """
     log_ratio = _log_ratio(target_log_prob, behaviour_log_prob, mask)
-    return _masked(_exponentiate(log_ratio, truncation), mask)
+    return masked(_exponentiate(log_ratio, truncation), mask)
+
+
+def per_decision_weights(
+    target_log_prob: Tensor,
+    behaviour_log_prob: Tensor,
+    mask: Tensor | None = None,
+    truncation: float | None = None,
+    self_normalise: bool = False,
+) -> Tensor:
+    r""":math:`w_h = \prod_{k \le h} \pi(a_k | s_k) / \mu(a_k | s_k)`, the weight of the reward at ``h``.
+
+    Args:
+        target_log_prob: ``log pi(a|s)``, shape ``(n_episodes, n_steps)``.
+        behaviour_log_prob: ``log mu(a|s)``, the same shape.
+        mask: Boolean, the same shape; the weight is 0 where it is false.
+        truncation: The largest weight; larger ones become it. None: no bound.
+        self_normalise: Divide the weights of each step by their mean over *all* episodes. An episode that has
+            ended stays in that mean with its last weight, as an episode in an absorbing state would; leaving
+            it out would also divide by the probability of being alive.
+
+    Returns:
+        The weights, shape ``(n_episodes, n_steps)``, detached.
+
+    Raises:
+        ValueError: As `per_step_weights`; also if self-normalisation meets a step whose weights are all 0.
+    """
+    log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).cumsum(dim=1)
+    weights = _exponentiate(log_weights, truncation)
+    return masked(_self_normalised(weights) if self_normalise else weights, mask)
+
+
+def trajectory_weights(
+    target_log_prob: Tensor,
+    behaviour_log_prob: Tensor,
+    mask: Tensor | None = None,
+    truncation: float | None = None,
+    self_normalise: bool = False,
+) -> Tensor:
+    r""":math:`w = \prod_{h < T} \pi(a_h | s_h) / \mu(a_h | s_h)`, one weight an episode, shape
+    ``(n_episodes,)``.
+
+    Args and errors are those of `per_decision_weights`.
+    """
+    log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).sum(dim=1)
+    weights = _exponentiate(log_weights, truncation)
+    return _self_normalised(weights) if self_normalise else weights
+
+
+def mixture_weights(
+    target_log_prob: Tensor,
+    behaviour_log_probs: Tensor,
+    proportions: Tensor,
+    mask: Tensor | None = None,
+    per_decision: bool = False,
+    truncation: float | None = None,
+    self_normalise: bool = False,
+) -> Tensor:
+    r"""Weights against a mixture of behaviour policies that each act for a whole episode.
+
+    .. math::
+        w = \frac{\prod_h \pi(a_h | s_h)}{\sum_j p_j \prod_h \mu_j(a_h | s_h)}
+
+    With ``p_j`` the share of episodes that ``mu_j`` sampled this is the *balance heuristic* (Veach, Guibas,
+    SIGGRAPH 1995); with the target among the behaviours it is *defensive* importance sampling (Hesterberg,
+    1995) and bounded by ``1 / p_target``. The weight does not ask which policy sampled the episode. The
+    mixture is one of trajectories: all products are taken before the sum, up to ``h`` for the per-decision
+    form, which is unbiased as well because a prefix has the mixture of the prefix laws.
+
+    Args:
+        target_log_prob: ``log pi(a|s)``, shape ``(n_episodes, n_steps)``.
+        behaviour_log_probs: ``log mu_j(a|s)``, shape ``(n_behaviours, n_episodes, n_steps)``.
+        proportions: ``p_j``, shape ``(n_behaviours,)``, non-negative, with sum 1.
+        mask: Boolean, shape ``(n_episodes, n_steps)``.
+        per_decision: One weight a step, of the prefix up to it, in place of one weight an episode.
+        truncation: The largest weight; larger ones become it. None: no bound.
+        self_normalise: As in `per_decision_weights`.
+
+    Returns:
+        Shape ``(n_episodes, n_steps)`` if ``per_decision`` else ``(n_episodes,)``, detached.
+
+    Raises:
+        ValueError: As `per_decision_weights`; also if ``proportions`` are not a distribution over the
+            behaviours.
+    """
+    _check_proportions(proportions, behaviour_log_probs)
+    # A mixture is one behaviour policy whose log-density is a log-sum-exp: relative to the target it reads
+    # -log w = logsumexp_j(log p_j + sum_h (log mu_j - log pi)), which stays in range however long the
+    # episode.
+    log_ratios = torch.stack([_log_ratio(behaviour, target_log_prob, mask) for behaviour in behaviour_log_probs])
+    log_products = log_ratios.cumsum(dim=2) if per_decision else log_ratios.sum(dim=2)
+    log_shares = proportions.detach().to(log_products.dtype).log()
+    log_shares = log_shares.reshape(-1, *[1] * (log_products.dim() - 1))
+    weights = _exponentiate(-torch.logsumexp(log_shares + log_products, dim=0), truncation)
+    weights = _self_normalised(weights) if self_normalise else weights
+    return masked(weights, mask) if per_decision else weights
+
+
+def defensive_weights(
+    target_log_prob: Tensor,
+    current_log_prob: Tensor,
+    previous_log_prob: Tensor,
+    defensive: float,
+    mask: Tensor | None = None,
+    per_decision: bool = False,
+) -> Tensor:
+    r"""Weights against ``(1 - b) p_current + b p_previous``, the mixture that DEF-PG samples from.
+
+    Where the target is one of the two, the weight is at most ``1 / (1 - b)`` (current) or ``1 / b``
+    (previous), whatever the horizon (Papini, Metelli, Restelli, Machine Learning 2024).
+
+    Args:
+        target_log_prob: Log-probabilities under the target, shape ``(n_episodes, n_steps)``; usually one of
+            the next two.
+        current_log_prob: Under the current policy, the same shape.
+        previous_log_prob: Under the previous (anchor, snapshot) policy, the same shape.
+        defensive: ``b`` in [0, 1], the share of episodes that the *previous* policy samples. The paper's
+            alpha is ``1 - b``.
+        mask: Boolean, the same shape.
+        per_decision: One weight a step in place of one an episode.
+
+    Raises:
+        ValueError: If ``defensive`` is outside [0, 1], and as `mixture_weights`.
+    """
+    if not 0.0 <= defensive <= 1.0:
+        raise ValueError(f"defensive must lie in [0, 1] (the previous policy's share), got {defensive}")
+    shares = torch.tensor([1.0 - defensive, defensive], dtype=torch.float64, device=target_log_prob.device)
+    behaviours = torch.stack([current_log_prob, previous_log_prob])
+    used = shares > 0.0  # A policy without a share must not be able to make a weight NaN.
+    return mixture_weights(target_log_prob, behaviours[used], shares[used], mask, per_decision)
 
 
 def effective_sample_size(weights: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -88,8 +218,13 @@ def check_mask(mask: Tensor, values: Tensor) -> None:
         raise ValueError("mask is false everywhere: no step is left to estimate from")
 
 
+def masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    """``values`` with zeros where the mask is false. Not a product, because 0 * NaN is NaN."""
+    return values if mask is None else torch.where(mask, values, torch.zeros_like(values))
+
+
 def _log_ratio(target_log_prob: Tensor, behaviour_log_prob: Tensor, mask: Tensor | None) -> Tensor:
-    """``log pi - log mu``, 0 where the mask is false."""
+    """``log pi - log mu``, detached, 0 where the mask is false."""
     if target_log_prob.shape != behaviour_log_prob.shape:
         raise ValueError(
             "log-probabilities must agree in shape: target has "
@@ -97,12 +232,26 @@ def _log_ratio(target_log_prob: Tensor, behaviour_log_prob: Tensor, mask: Tensor
         )
     if mask is not None:
         check_mask(mask, target_log_prob)
-    return _masked(target_log_prob.detach() - behaviour_log_prob.detach(), mask)
+    return masked(target_log_prob.detach() - behaviour_log_prob.detach(), mask)
 
 
-def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """``values`` with zeros where the mask is false. Not a product: 0 * NaN is NaN."""
-    return values if mask is None else torch.where(mask, values, torch.zeros_like(values))
+def _check_proportions(proportions: Tensor, behaviour_log_probs: Tensor) -> None:
+    if proportions.dim() != 1 or len(proportions) != len(behaviour_log_probs) or len(proportions) == 0:
+        raise ValueError(
+            f"proportions have shape {tuple(proportions.shape)} for {len(behaviour_log_probs)} behaviours; "
+            "one share each is needed"
+        )
+    total = float(proportions.sum())
+    if bool((proportions < 0).any()) or not math.isclose(total, 1.0, rel_tol=1e-5):
+        raise ValueError(f"proportions must be non-negative with sum 1, got {proportions.tolist()}")
+
+
+def _self_normalised(weights: Tensor) -> Tensor:
+    """Divide by the mean over episodes (dimension 0), of each step where there are steps."""
+    mean = weights.mean(dim=0, keepdim=True)
+    if not bool((mean > 0).all()):
+        raise ValueError("cannot self-normalise: all weights of a step are 0, the policies have nothing in common")
+    return weights / mean
 
 
 def _exponentiate(log_weights: Tensor, truncation: float | None) -> Tensor:
@@ -113,10 +262,11 @@ def _exponentiate(log_weights: Tensor, truncation: float | None) -> Tensor:
         log_weights = log_weights.clamp(max=math.log(truncation))
     weights = log_weights.exp()
     if bool(torch.isnan(weights).any()):
-        raise ValueError("a weight is NaN: a log-probability is NaN, or the action is impossible under both policies")
+        raise ValueError("a weight is NaN: a log-probability is NaN, or an action is impossible under both policies")
     if bool(torch.isinf(weights).any()):
         raise ValueError(
-            f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two policies "
-            "are too far apart for unbounded weights; set a truncation, use mixture weights or take smaller steps"
+            f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two "
+            "policies are too far apart for unbounded weights; set a truncation, use mixture weights or take "
+            "smaller steps"
         )
     return weights

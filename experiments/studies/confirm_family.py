@@ -1,0 +1,68 @@
+"""The tuned family on seeds that the search did not see: trajectories and env steps to the threshold.
+
+Every algorithm with the settings that `experiments.studies.tune_family` stored for the task, seeds 0 to 4, at most a
+million env steps on gymnasium's own environments, evaluated every 1,000; a run ends at the threshold (two evaluations
+in a row). Rows are in ``experiments/results/tune_family/confirm_<task>.csv``; what is there is not run again.
+
+``python -m experiments.studies.confirm_family --help``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+
+from agents.family import FAMILY, tuned_settings
+from envs import get_task
+from experiments.runs import write_atomically
+from experiments.studies.tune_family import RESULTS, trial
+
+BUDGET = 1_000_000
+EVALUATE_EVERY = 1_000
+
+
+def confirm_family(
+    task: Annotated[str, typer.Option(help="A task of the benchmark.")] = "CartPole-v1",
+    algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 5,
+    budget: Annotated[int, typer.Option(help="Env steps of a run.")] = BUDGET,
+    output: Annotated[Path, typer.Option(help="Folder of the rows.")] = RESULTS,
+) -> None:
+    """Run the tuned algorithms on fresh seeds and show what they needed."""
+    torch.set_num_threads(1)
+    chosen, path = get_task(task), output / f"confirm_{task}.csv"
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
+    done = {(row["algorithm"], row["seed"]) for row in rows}
+    for algorithm in algorithms or FAMILY:
+        for seed in range(seeds):
+            if (algorithm, seed) not in done:
+                settings = tuned_settings(algorithm, task)
+                rows.append(trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, batched=False))
+                write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
+    typer.echo(summary(pd.DataFrame(rows)).to_string())
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each algorithm: runs that reached the threshold, median trajectories and env steps of those."""
+    grouped = rows.groupby("algorithm", sort=False)
+    return pd.DataFrame(
+        {
+            "reached": grouped["steps_to_threshold"].count(),
+            "runs": grouped.size(),
+            "trajectories (median)": grouped["episodes_to_threshold"].median(),
+            "trajectories (each)": grouped["episodes_to_threshold"].agg(_listed),
+            "env steps (median)": grouped["steps_to_threshold"].median(),
+        }
+    )
+
+
+def _listed(each: "pd.Series[float]") -> str:
+    return ", ".join(f"{value:.0f}" for value in sorted(each.dropna()))
+
+
+if __name__ == "__main__":
+    typer.run(confirm_family)

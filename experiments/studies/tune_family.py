@@ -1,0 +1,188 @@
+"""Settings for SVRPG and its siblings on each task, over one grid and with one budget for all of them.
+
+The grid (`grid`) is the product of three learning rates, three pairs of batch sizes and two baselines: 18 settings.
+A search has two rounds: every setting with one seed and half of the budget, then the best three with two more seeds
+and all of it. Seeds are apart from the benchmark's. The score of a run is the mean of its normalised evaluations
+over the budget; a run ends at the threshold (two evaluations in a row) and its last evaluation is carried on. The
+best mean score of the second round wins, and goes to ``agents/family.json``.
+
+All runs, training and evaluation, are on the batched environments of ``envs.batched``. The rows are in
+``experiments/results/tune_family/<task>.csv``, one file a task, rewritten whole after each run: a search that was
+interrupted continues. ``python -m experiments.studies.tune_family --help``.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+
+from agents.family import FAMILY, SETTINGS_FILE, build_family
+from envs import TASKS, Task, get_task
+from envs.batched import make_vec
+from experiments.measures import steps_to_threshold
+from experiments.runs import EVALUATION_EPISODES, ProtocolCallback, write_atomically
+
+RESULTS = Path(__file__).parents[1] / "results" / "tune_family"
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)
+BATCH_SIZES = ((10, 5), (30, 10), (100, 10))
+# GPOMDP has one batch size: from the others' smallest small batch to their middle large one.
+PLAIN_BATCH_SIZES = (5, 10, 30)
+BASELINES = ("leave_one_out", "state_value")
+BUDGET = 100_000
+EVALUATE_EVERY = 2_500
+FIRST_SEED = 100
+FINALISTS = 3
+
+
+def grid(algorithm: str) -> list[dict[str, Any]]:
+    """The 18 settings of ``algorithm``."""
+    sizes: list[dict[str, int]]
+    if algorithm == "GPOMDP":
+        sizes = [{"batch_size": size} for size in PLAIN_BATCH_SIZES]
+    else:
+        sizes = [{"batch_size": large, "mini_batch_size": small} for large, small in BATCH_SIZES]
+    return [
+        {"learning_rate": rate, **size, "baseline": baseline}
+        for rate, size, baseline in itertools.product(LEARNING_RATES, sizes, BASELINES)
+    ]
+
+
+class UntilThreshold(ProtocolCallback):
+    """The benchmark's evaluations, up to two in a row at the threshold; counts the episodes learned from.
+
+    Args:
+        task: The task.
+        batched: Evaluate on the batched environments, which agree with gymnasium's step for step.
+    """
+
+    def __init__(self, task: Task, batched: bool) -> None:
+        super().__init__(task, None)
+        self.batched = batched
+        self.episodes_learned_from: list[int] = []
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        if self.batched:
+            self._env = make_vec(self.task.id, EVALUATION_EPISODES)
+
+    def _evaluate(self) -> None:
+        super()._evaluate()
+        self.episodes_learned_from.append(int(getattr(self.model, "n_episodes", 0)))
+
+    def _on_step(self) -> bool:
+        super()._on_step()
+        return not self.hit()
+
+    def hit(self) -> float | None:
+        """Env step of the first of the two evaluations; None so far."""
+        return steps_to_threshold(self.evaluations["step"], self.evaluations["mean_return"], self.task.threshold)
+
+
+def trial(
+    algorithm: str,
+    task: Task,
+    settings: dict[str, Any],
+    seed: int,
+    budget: int,
+    evaluate_every: int = EVALUATE_EVERY,
+    batched: bool = True,
+) -> dict[str, Any]:
+    """One run, as a row of the results.
+
+    A setting that fails (weights that overflow, say) is a row with the score of the task's worst return.
+    """
+    task = dataclasses.replace(task, evaluate_every=evaluate_every)
+    callback = UntilThreshold(task, batched)
+    begin = time.perf_counter()
+    error = ""
+    model: BaseAlgorithm = build_family(
+        algorithm, task.id, seed, None, make_vec if batched else make_vec_env, **settings
+    )
+    try:
+        model.learn(budget, callback=callback)
+    except ValueError as failure:
+        error = str(failure)[:80]
+    returns, hit = callback.evaluations["mean_return"], callback.hit()
+    n_expected = budget // evaluate_every
+    curve = (
+        [task.normalised(value) for value in [*returns, *[returns[-1]] * n_expected][:n_expected]] if returns else []
+    )
+    index = callback.evaluations["step"].index(hit) if hit is not None else None
+    return {
+        "algorithm": algorithm,
+        "settings": json.dumps(settings, sort_keys=True),
+        "seed": seed,
+        "budget": budget,
+        "score": 0.0 if error or not curve else float(np.mean(curve)),
+        "steps_to_threshold": hit,
+        "episodes_to_threshold": None if index is None else callback.episodes_learned_from[index],
+        "last_return": returns[-1] if returns else np.nan,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "error": error,
+    }
+
+
+class Results:
+    """The rows of one task, kept in a file; a trial that is in it is not repeated."""
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        self.task = task
+        self.path = folder / f"{task.id}.csv"
+        rows = pd.read_csv(self.path).to_dict("records") if self.path.exists() else []
+        self.rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in rows]
+
+    def get(self, algorithm: str, settings: dict[str, Any], seed: int, budget: int) -> dict[str, Any]:
+        """The trial's row, from the file or by running it."""
+        key = (algorithm, json.dumps(settings, sort_keys=True), seed, budget)
+        for known in self.rows:
+            if (known["algorithm"], known["settings"], known["seed"], known["budget"]) == key:
+                return known
+        row = trial(algorithm, self.task, settings, seed, budget)
+        print(*(f"{name}={value}" for name, value in row.items()), flush=True)
+        self.rows.append(row)
+        write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False).encode())
+        return row
+
+
+def search(algorithm: str, results: Results, budget: int) -> dict[str, Any]:
+    """Both rounds; the winning settings."""
+    candidates = grid(algorithm)
+    first = [results.get(algorithm, settings, FIRST_SEED, budget // 2)["score"] for settings in candidates]
+    finalists: list[dict[str, Any]] = [candidates[i] for i in np.argsort(first, kind="stable")[::-1][:FINALISTS]]
+    second = [
+        np.mean([results.get(algorithm, settings, FIRST_SEED + k, budget)["score"] for k in (1, 2)])
+        for settings in finalists
+    ]
+    return finalists[int(np.argmax(second))]
+
+
+def tune_family(
+    algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="All five by default.")] = None,
+    budget: Annotated[int, typer.Option(help="Env steps of a run of the second round.")] = BUDGET,
+    output: Annotated[Path, typer.Option(help="Folder of the rows.")] = RESULTS,
+) -> None:
+    """Search the grid for each algorithm and task, and write the winners where the agents read them."""
+    torch.set_num_threads(1)
+    for task_id in tasks or list(TASKS):
+        results = Results(get_task(task_id), output)
+        for algorithm in algorithms or FAMILY:
+            winner = search(algorithm, results, budget)
+            settings = json.loads(SETTINGS_FILE.read_text())
+            settings.setdefault(algorithm, {})[task_id] = winner
+            content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+            write_atomically(SETTINGS_FILE, content.encode())
+            print(f"{algorithm} on {task_id}: {winner}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(tune_family)

@@ -1,0 +1,228 @@
+r"""Returns, advantages and baselines of padded episodes.
+
+The objective of an episodic task is :math:`J(\theta) = E[\sum_{h<T} \gamma^h r_h]`. Its gradient estimates
+are all of the form
+
+.. math:: \hat g = \frac{1}{N} \sum_i \sum_{k < T_i} A_{ik} \nabla \log \pi_\theta(a_{ik} | s_{ik})
+
+and differ in the coefficients ``A``, called advantages here, which this module computes; `surrogates`
+multiplies them with log-probabilities. The factor :math:`\gamma^k` of the step's own time is part of ``A``
+for REINFORCE and GPOMDP, since it is part of the gradient of ``J``; deep actor-critic practice drops it, and
+so does `generalised_advantages`.
+
+Conventions are those of `importance_weights`: shape ``(n_episodes, n_steps)``, a boolean mask, nothing read
+where it is false. All results are zero there and detached.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from storm_rl.gradients.importance_weights import check_mask, masked
+
+Baseline = Literal["none", "average", "leave_one_out", "state_value"]
+"""How the mean of a return is subtracted from it.
+
+- ``none``: not at all. Unbiased.
+- ``average``: the mean over the batch's episodes that reach the step. The episode's own return is in the
+  mean, so the estimate shrinks: where all N episodes reach every step, by exactly ``1 - 1/N`` in expectation.
+- ``leave_one_out``: the mean over the *other* episodes that reach the step, 0 where there is none. Unbiased.
+- ``state_value``: a critic's ``V(s_k)``. Unbiased if the critic was fitted on other data.
+"""
+
+
+def check_baseline(baseline: str) -> None:
+    """Raise ``ValueError`` unless ``baseline`` is one of `Baseline`."""
+    if baseline not in get_args(Baseline):
+        raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}; got {baseline!r}")
+
+
+def discount_factors(n_steps: int, gamma: float, like: Tensor) -> Tensor:
+    """``gamma^h`` for ``h < n_steps``, with the dtype and device of ``like``.
+
+    Raises:
+        ValueError: If ``gamma`` is outside [0, 1].
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+    steps = torch.arange(n_steps, dtype=like.dtype, device=like.device)
+    return torch.as_tensor(gamma, dtype=like.dtype, device=like.device) ** steps
+
+
+def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    r"""Rewards to go, :math:`G_k = \sum_{h \ge k} \gamma^{h-k} r_h`, discounted to their own step.
+
+    Args:
+        rewards: Shape ``(n_episodes, n_steps)``.
+        mask: Boolean, the same shape.
+        gamma: Discount in [0, 1].
+
+    Raises:
+        ValueError: If shapes differ, the mask leaves nothing, or ``gamma`` is outside [0, 1].
+    """
+    check_mask(mask, rewards)
+    discount_factors(0, gamma, rewards)
+    rewards = masked(rewards.detach(), mask)
+    returns = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    for step in reversed(range(rewards.shape[1])):  # Dividing a sum by gamma^k would underflow.
+        running = rewards[:, step] + gamma * running
+        returns[:, step] = running
+    return masked(returns, mask)
+
+
+def reinforce_advantages(
+    rewards: Tensor,
+    mask: Tensor,
+    gamma: float,
+    baseline: Baseline = "none",
+    weights: Tensor | None = None,
+) -> Tensor:
+    r"""REINFORCE (Williams, 1992): every step of an episode gets ``w (R - b)``, ``R`` its discounted return.
+
+    Args:
+        rewards: Shape ``(n_episodes, n_steps)``.
+        mask: Boolean, the same shape.
+        gamma: Discount in [0, 1].
+        baseline: See `Baseline`; a state value is no baseline for a whole trajectory.
+        weights: Per-trajectory importance weights, shape ``(n_episodes,)``. None: all 1.
+
+    Raises:
+        ValueError: As `monte_carlo_returns`; for another shape of ``weights``; for
+            ``baseline="state_value"``.
+    """
+    check_mask(mask, rewards)
+    check_baseline(baseline)
+    if baseline == "state_value":
+        raise ValueError("REINFORCE has one baseline an episode; state_value needs GPOMDP or actor-critic")
+    if weights is None:
+        weights = torch.ones_like(rewards[:, 0])
+    if weights.shape != rewards.shape[:1]:
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)}, REINFORCE needs one an episode, ({len(rewards)},)"
+        )
+    discounted = masked(rewards.detach(), mask) * discount_factors(rewards.shape[1], gamma, rewards)
+    weights = weights.detach()[:, None]
+    returns = weights * discounted.sum(dim=1, keepdim=True)
+    alive = torch.ones_like(returns, dtype=torch.bool)
+    advantages = returns - weights * _batch_baseline(returns, weights, alive, baseline)
+    return masked(advantages.expand_as(rewards), mask)
+
+
+def gpomdp_advantages(
+    rewards: Tensor,
+    mask: Tensor,
+    gamma: float,
+    baseline: Baseline = "none",
+    weights: Tensor | None = None,
+    values: Tensor | None = None,
+) -> Tensor:
+    r"""GPOMDP (Baxter, Bartlett, 2001): :math:`A_k = \sum_{h \ge k} w_h \gamma^h r_h - w_k b_k`.
+
+    It is the estimate :math:`\sum_h w_h \gamma^h r_h \sum_{k \le h} \nabla \log \pi_k` with its sums
+    exchanged: a reward concerns the actions up to it only. The baseline is one of the step, ``b_k``, and
+        carries the weight of
+    the prefix that ends with the action, so that it adds nothing in expectation.
+
+    Args:
+        rewards: Shape ``(n_episodes, n_steps)``.
+        mask: Boolean, the same shape.
+        gamma: Discount in [0, 1].
+        baseline: See `Baseline`. Under weights the batch means are those of the target policy.
+        weights: Importance weights: per decision, shape ``(n_episodes, n_steps)``, or per trajectory,
+            ``(n_episodes,)``. None: all 1.
+        values: ``V(s_k)``, shape ``(n_episodes, n_steps)``, for ``baseline="state_value"`` only.
+
+    Raises:
+        ValueError: As `monte_carlo_returns`; for other shapes; if ``values`` and ``baseline`` do not go
+            together.
+    """
+    check_mask(mask, rewards)
+    check_baseline(baseline)
+    factors = discount_factors(rewards.shape[1], gamma, rewards)
+    weights = _broadcast_weights(weights, rewards, mask)
+    weighted = weights * masked(rewards.detach(), mask) * factors
+    to_go = masked(weighted.flip(1).cumsum(dim=1).flip(1), mask)
+    if (values is None) == (baseline == "state_value"):
+        raise ValueError(f"values are needed for baseline='state_value' and only there; baseline is {baseline!r}")
+    if values is None:
+        expected = _batch_baseline(to_go, weights, mask, baseline)
+    else:
+        check_mask(mask, values)
+        expected = masked(values.detach(), mask) * factors
+    return masked(to_go - weights * expected, mask)
+
+
+def generalised_advantages(
+    rewards: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    final_values: Tensor | None = None,
+) -> Tensor:
+    r"""GAE (Schulman et al., ICLR 2016): :math:`A_k = \sum_{h \ge k} (\gamma\lambda)^{h-k} \delta_h`.
+
+    With :math:`\delta_h = r_h + \gamma V(s_{h+1}) - V(s_h)`. Biased unless ``gae_lambda`` is 1 or ``V`` is
+    exact.
+
+    Args:
+        rewards: Shape ``(n_episodes, n_steps)``.
+        mask: Boolean, the same shape, true from the first step of an episode to its last.
+        values: ``V(s_h)``, the same shape.
+        gamma: Discount in [0, 1].
+        gae_lambda: In [0, 1]; 0 is one-step, 1 Monte-Carlo.
+        final_values: ``V`` of the state after the last step, shape ``(n_episodes,)``: 0 where the episode
+            terminated, the critic's estimate where it was cut off. None: all 0.
+
+    Raises:
+        ValueError: As `monte_carlo_returns`; if ``gae_lambda`` is outside [0, 1]; for other shapes.
+    """
+    check_mask(mask, rewards)
+    check_mask(mask, values)
+    discount_factors(0, gamma, rewards)
+    if not 0.0 <= gae_lambda <= 1.0:
+        raise ValueError(f"gae_lambda must lie in [0, 1], got {gae_lambda}")
+    if final_values is None:
+        final_values = torch.zeros_like(rewards[:, 0])
+    if final_values.shape != rewards.shape[:1]:
+        raise ValueError(f"final_values have shape {tuple(final_values.shape)}, expected ({len(rewards)},)")
+    rewards, values = masked(rewards.detach(), mask), masked(values.detach(), mask)
+    advantages = torch.zeros_like(rewards)
+    running, next_values = torch.zeros_like(final_values), final_values.detach()
+    for step in reversed(range(rewards.shape[1])):
+        delta = rewards[:, step] + gamma * next_values - values[:, step]
+        alive = mask[:, step]
+        running = torch.where(alive, delta + gamma * gae_lambda * running, running)
+        next_values = torch.where(alive, values[:, step], next_values)
+        advantages[:, step] = running
+    return masked(advantages, mask)
+
+
+def _broadcast_weights(weights: Tensor | None, rewards: Tensor, mask: Tensor) -> Tensor:
+    if weights is None:
+        return masked(torch.ones_like(rewards), mask)
+    if weights.shape == rewards.shape[:1]:
+        weights = weights[:, None].expand_as(rewards)
+    if weights.shape != rewards.shape:
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)}; one a step, {tuple(rewards.shape)}, or one an "
+            f"episode, ({len(rewards)},), is needed"
+        )
+    return masked(weights.detach(), mask)
+
+
+def _batch_baseline(weighted_returns: Tensor, weights: Tensor, alive: Tensor, baseline: Baseline) -> Tensor:
+    """The target policy's mean return over the episodes alive at each step: sum of w G over sum of w."""
+    if baseline == "none":
+        return torch.zeros_like(weighted_returns)
+    returns, weights = masked(weighted_returns, alive), masked(weights, alive)
+    total, count = returns.sum(dim=0, keepdim=True), weights.sum(dim=0, keepdim=True)
+    if baseline == "leave_one_out":
+        total, count = total - returns, count - weights
+        # The subtraction leaves rounding error, not 0, where nobody else is alive.
+        lonely = alive.sum(dim=0, keepdim=True) <= 1
+        count = masked(count.expand_as(returns), ~lonely.expand_as(returns))
+    usable = count > 0
+    return torch.where(usable, total / torch.where(usable, count, torch.ones_like(count)), 0.0)

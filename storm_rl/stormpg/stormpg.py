@@ -1,0 +1,111 @@
+"""STORM-PG: recursive momentum with a constant weight (Yuan et al., 2020)."""
+
+from typing import Any, Literal, TypeVar
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from storm_rl.common.anchored_recursion import AnchoredRecursion
+from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
+from storm_rl.gradients.returns import Baseline
+
+SelfSTORMPG = TypeVar("SelfSTORMPG", bound="STORMPG")
+
+
+class MomentumRecursion(AnchoredRecursion):
+    """STORM's recursion with constant momentum: one large batch at the start, small ones ever after."""
+
+    def schedule(self, step_size: float) -> None:
+        """Small batches only."""
+        self.large_batch = False
+
+
+class STORMPG(TrajectoryAlgorithm):
+    r"""STORM-PG (Yuan, Lian, Liu, Zhou, 2020, arXiv 2003.04302, Algorithm 1).
+
+    .. math:: u_t = g(\theta_t; B) + (1 - a) (u_{t-1} - g_w(\theta_{t-1}; B)), \quad u_0 = g(\theta_0; N)
+
+    Departures from the theory: Adam in place of a constant step, the last iterate in place of a random one.
+
+    See `storm_rl.common.trajectory_algorithm.TrajectoryAlgorithm` for batches of episodes, time limits, the discount,
+    and for the arguments that all of the family share.
+
+    Args:
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class.
+        env: Environment or its id.
+        learning_rate: Of Adam.
+        batch_size: N, episodes of a large batch.
+        mini_batch_size: B, episodes of a small batch.
+        momentum: ``a`` in (0, 1]; 1 is GPOMDP with small batches.
+
+    The remaining arguments are those of the base class.
+
+    Raises:
+        ValueError: If an argument is outside its range, or options exclude each other.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 5e-3,
+        batch_size: int = 100,
+        mini_batch_size: int = 10,
+        momentum: float = 0.3,
+        gamma: float = 0.99,
+        estimator: Estimator = "gpomdp",
+        baseline: Baseline = "leave_one_out",
+        weights: Literal["per_decision", "trajectory"] = "per_decision",
+        weight_truncation: float | None = None,
+        self_normalise: bool = False,
+        critic_learning_rate: float = 1e-3,
+        critic_epochs: int = 10,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self.momentum = momentum
+        self.make_recursion()  # Refuses a value out of range before anything is built.
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            batch_size=batch_size,
+            mini_batch_size=mini_batch_size,
+            gamma=gamma,
+            estimator=estimator,
+            baseline=baseline,
+            weights=weights,
+            weight_truncation=weight_truncation,
+            self_normalise=self_normalise,
+            critic_learning_rate=critic_learning_rate,
+            critic_epochs=critic_epochs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def make_recursion(self) -> AnchoredRecursion:
+        """See `MomentumRecursion`."""
+        return MomentumRecursion(self.momentum)
+
+    def learn(
+        self: SelfSTORMPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "STORMPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSTORMPG:
+        """See `TrajectoryAlgorithm.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,0 +1,11 @@
+"""Policies of SVRPG."""
+
+from storm_rl.common.policies import (
+    StandardisedActorCriticCnnPolicy,
+    StandardisedActorCriticPolicy,
+    StandardisedMultiInputActorCriticPolicy,
+)
+
+MlpPolicy = StandardisedActorCriticPolicy
+CnnPolicy = StandardisedActorCriticCnnPolicy
+MultiInputPolicy = StandardisedMultiInputActorCriticPolicy

@@ -1,0 +1,142 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storm_rl.gradients.importance_weights import (
+    defensive_weights,
+    effective_sample_size,
+    mixture_weights,
+    per_decision_weights,
+    per_step_weights,
+    trajectory_weights,
+)
+
+
+def log_probs(*rows: list[float]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+MASK = torch.tensor([[True, True, True], [True, False, False]])
+TARGET = log_probs([0.5, 0.4, 0.2], [0.9, 0.1, 0.1])
+BEHAVIOUR = log_probs([0.25, 0.8, 0.1], [0.3, 0.1, 0.7])
+
+
+def test_the_three_forms_by_hand() -> None:
+    torch.testing.assert_close(
+        per_step_weights(TARGET, BEHAVIOUR, mask=MASK),
+        torch.tensor([[2.0, 0.5, 2.0], [3.0, 0.0, 0.0]], dtype=torch.float64),
+    )
+    torch.testing.assert_close(
+        per_decision_weights(TARGET, BEHAVIOUR, MASK),
+        torch.tensor([[2.0, 1.0, 2.0], [3.0, 0.0, 0.0]], dtype=torch.float64),
+    )
+    torch.testing.assert_close(
+        trajectory_weights(TARGET, BEHAVIOUR, MASK), torch.tensor([2.0, 3.0], dtype=torch.float64)
+    )
+
+
+def test_self_normalisation_keeps_ended_episodes_in_the_mean() -> None:
+    weights = per_decision_weights(TARGET, BEHAVIOUR, MASK, self_normalise=True)
+    expected = [[2 / 2.5, 1 / 2.0, 2 / 2.5], [3 / 2.5, 0.0, 0.0]]
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_truncation_bounds_even_what_would_overflow() -> None:
+    far, near = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 0.5]])
+    weights = per_step_weights(far, near, truncation=3.0)
+    assert weights[0, 0].item() == pytest.approx(3.0)
+    assert weights[0, 1].item() == pytest.approx(2.718281828**-0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", [per_step_weights, per_decision_weights, trajectory_weights])
+def test_overflow_nan_and_shapes_are_clear_errors(form) -> None:
+    near = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match=r"overflows torch\.float32: its logarithm is 1"):
+        form(torch.tensor([[100.0, 0.0]]), near)
+    with pytest.raises(ValueError, match="NaN"):
+        form(torch.tensor([[float("nan"), 0.0]]), near)
+    with pytest.raises(ValueError, match=r"\(1, 2\).*\(2, 1\)"):
+        form(near, near.T)
+    with pytest.raises(ValueError, match="false everywhere"):
+        form(near, near, mask=torch.zeros(1, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="boolean"):
+        form(near, near, mask=torch.ones(1, 2))
+    with pytest.raises(ValueError, match="truncation must be positive"):
+        form(near, near, truncation=0.0)
+
+
+def test_an_action_the_target_never_takes_has_weight_zero() -> None:
+    target = torch.tensor([[float("-inf"), 0.0]])
+    assert per_decision_weights(target, torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
+
+
+def test_weights_carry_no_gradient() -> None:
+    target = torch.zeros(2, 3, requires_grad=True)
+    for form in (per_step_weights, per_decision_weights, trajectory_weights):
+        assert not form(target, torch.zeros(2, 3)).requires_grad
+    assert not mixture_weights(target, torch.zeros(1, 2, 3), torch.ones(1)).requires_grad
+
+
+def test_mixture_of_one_is_the_plain_weight_and_by_hand() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    for per_decision, plain in ((True, per_decision_weights), (False, trajectory_weights)):
+        torch.testing.assert_close(
+            mixture_weights(TARGET, BEHAVIOUR[None], one, MASK, per_decision), plain(TARGET, BEHAVIOUR, MASK)
+        )
+    both = mixture_weights(
+        TARGET, torch.stack([TARGET, BEHAVIOUR]), torch.tensor([0.25, 0.75], dtype=torch.float64), MASK
+    )
+    torch.testing.assert_close(both, 1 / (0.25 + 0.75 / torch.tensor([2.0, 3.0], dtype=torch.float64)))
+
+
+def test_defensive_weights_survive_where_plain_ones_overflow() -> None:
+    current, previous = torch.full((1, 500), -3.0), torch.zeros(1, 500)
+    assert defensive_weights(previous, current, previous, 0.25).item() == pytest.approx(4.0)
+    assert defensive_weights(current, current, previous, 0.25).item() == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="overflows"):
+        defensive_weights(previous, current, previous, 0.0)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        defensive_weights(previous, current, previous, 1.5)
+
+
+def test_proportions_must_be_a_distribution_over_the_behaviours() -> None:
+    behaviours = torch.stack([TARGET, BEHAVIOUR])
+    for proportions in (torch.tensor([1.0]), torch.tensor([0.7, 0.7]), torch.tensor([1.5, -0.5])):
+        with pytest.raises(ValueError, match="proportions"):
+            mixture_weights(TARGET, behaviours, proportions, MASK)
+
+
+def test_self_normalising_nothing_is_an_error() -> None:
+    target = torch.full((2, 1), float("-inf"))
+    with pytest.raises(ValueError, match="nothing in common"):
+        trajectory_weights(target, torch.zeros(2, 1), self_normalise=True)
+
+
+def test_effective_sample_size_by_hand() -> None:
+    assert effective_sample_size(torch.ones(7)).item() == pytest.approx(7.0)
+    assert effective_sample_size(torch.tensor([5.0, 0.0, 0.0])).item() == pytest.approx(1.0)
+    assert effective_sample_size(torch.zeros(3)).item() == 0.0
+    assert effective_sample_size(torch.tensor([1e30, 1e30])).item() == pytest.approx(2.0)
+    weights, mask = torch.tensor([1.0, 1.0, float("nan")]), torch.tensor([True, True, False])
+    assert effective_sample_size(weights, mask).item() == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="finite"):
+        effective_sample_size(weights)
+    with pytest.raises(ValueError, match="negative"):
+        effective_sample_size(torch.tensor([1.0, -1.0]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.floats(-5, 0), min_size=3, max_size=3), min_size=2, max_size=6),
+    st.floats(0.05, 0.95),
+)
+def test_defensive_weights_stay_within_their_bound_and_weights_within_the_sample(
+    rows: list[list[float]], defensive: float
+) -> None:
+    target = torch.tensor(rows, dtype=torch.float64)
+    behaviour = target.flip(0)
+    weights = defensive_weights(behaviour, target, behaviour, defensive)
+    assert (weights <= 1 / defensive + 1e-9).all()
+    size = effective_sample_size(trajectory_weights(target, behaviour)).item()
+    assert 1 - 1e-9 <= size <= len(rows) + 1e-9

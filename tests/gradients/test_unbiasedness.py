@@ -1,0 +1,265 @@
+"""Expectations by enumeration: every trajectory of a small MDP, weighted with its probability."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from envs.mdps import EnumerableMDP, Trajectories, slippery_cliff, two_state
+from storm_rl.gradients.importance_weights import (
+    defensive_weights,
+    mixture_weights,
+    per_decision_weights,
+    per_step_weights,
+    trajectory_weights,
+)
+from storm_rl.gradients.returns import (
+    Baseline,
+    generalised_advantages,
+    gpomdp_advantages,
+    monte_carlo_returns,
+)
+from storm_rl.gradients.surrogates import (
+    actor_critic_surrogate,
+    gpomdp_surrogate,
+    reinforce_surrogate,
+    score_surrogate,
+)
+
+MDPS = [two_state(), slippery_cliff()]
+SMALL = [two_state(horizon=2), slippery_cliff(horizon=2)]
+EXACT = {"atol": 1e-10, "rtol": 0.0}
+
+Estimate = Callable[[Tensor, Trajectories], Tensor]
+"""Surrogate of the log-probabilities at the parameters in question, on some of the trajectories."""
+
+
+def logits_of(mdp: EnumerableMDP, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(mdp.n_states, mdp.n_actions, dtype=torch.float64, generator=generator)
+
+
+def take(trajectories: Trajectories, rows: list[int]) -> Trajectories:
+    return Trajectories(*(field[rows] for field in trajectories))
+
+
+def expectation(mdp: EnumerableMDP, at: Tensor, sampled_by: Tensor, estimate: Estimate) -> Tensor:
+    """Expected gradient of ``estimate`` at ``at``, over single trajectories of the law ``sampled_by``."""
+    everything = mdp.trajectories()
+    law = sampled_by if sampled_by.dim() == 1 else mdp.probabilities(sampled_by, everything)
+    logits = at.clone().requires_grad_(True)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, probability in enumerate(law):
+        one = take(everything, [i])
+        total = total + probability * estimate(mdp.log_prob(logits, one), one)
+    return torch.autograd.grad(total, logits)[0]
+
+
+def expectation_over_pairs(mdp: EnumerableMDP, at: Tensor, sampled_by: Tensor, estimate: Estimate) -> Tensor:
+    everything = mdp.trajectories()
+    law = mdp.probabilities(sampled_by, everything)
+    logits = at.clone().requires_grad_(True)
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(law)):
+        for j in range(len(law)):
+            pair = take(everything, [i, j])
+            total = total + law[i] * law[j] * estimate(mdp.log_prob(logits, pair), pair)
+    return torch.autograd.grad(total, logits)[0]
+
+
+def state_values(mdp: EnumerableMDP, trajectories: Trajectories) -> Tensor:
+    return torch.linspace(-1.0, 2.0, mdp.n_states, dtype=torch.float64)[trajectories.states]
+
+
+@pytest.mark.parametrize("mdp", MDPS)
+def test_reinforce_is_unbiased(mdp: EnumerableMDP) -> None:
+    theta = logits_of(mdp, 0)
+    found = expectation(
+        mdp, theta, theta, lambda log_prob, t: reinforce_surrogate(log_prob, t.rewards, t.mask, mdp.gamma)
+    )
+    torch.testing.assert_close(found, mdp.gradient(theta), **EXACT)
+
+
+@pytest.mark.parametrize("mdp", MDPS)
+@pytest.mark.parametrize("baseline", ["none", "state_value"])
+def test_gpomdp_is_unbiased(mdp: EnumerableMDP, baseline: Baseline) -> None:
+    theta = logits_of(mdp, 0)
+
+    def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
+        values = state_values(mdp, t) if baseline == "state_value" else None
+        return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, baseline, values=values)
+
+    torch.testing.assert_close(expectation(mdp, theta, theta, estimate), mdp.gradient(theta), **EXACT)
+
+
+@pytest.mark.parametrize("mdp", SMALL)
+@pytest.mark.parametrize("surrogate", [reinforce_surrogate, gpomdp_surrogate])
+def test_leave_one_out_baseline_is_unbiased_with_and_without_weights(
+    mdp: EnumerableMDP, surrogate: Callable[..., Tensor]
+) -> None:
+    old, current = logits_of(mdp, 0), logits_of(mdp, 1)
+
+    def weighted(log_prob: Tensor, t: Trajectories) -> Tensor:
+        weigh = trajectory_weights if surrogate is reinforce_surrogate else per_decision_weights
+        weights = weigh(log_prob, mdp.log_prob(current, t), t.mask)
+        return surrogate(log_prob, t.rewards, t.mask, mdp.gamma, "leave_one_out", weights)
+
+    def plain(log_prob: Tensor, t: Trajectories) -> Tensor:
+        return surrogate(log_prob, t.rewards, t.mask, mdp.gamma, "leave_one_out")
+
+    torch.testing.assert_close(expectation_over_pairs(mdp, old, old, plain), mdp.gradient(old), **EXACT)
+    torch.testing.assert_close(expectation_over_pairs(mdp, old, current, weighted), mdp.gradient(old), **EXACT)
+
+
+def test_average_baseline_shrinks_the_gradient_by_exactly_one_over_n() -> None:
+    mdp = two_state(horizon=2)
+    theta = logits_of(mdp, 0)
+    for surrogate in (reinforce_surrogate, gpomdp_surrogate):
+        found = expectation_over_pairs(
+            mdp,
+            theta,
+            theta,
+            lambda log_prob, t, surrogate=surrogate: surrogate(log_prob, t.rewards, t.mask, mdp.gamma, "average"),
+        )
+        torch.testing.assert_close(found, mdp.gradient(theta) / 2, **EXACT)
+
+
+@pytest.mark.parametrize("mdp", MDPS)
+@pytest.mark.parametrize("form", ["trajectory", "trajectory_gpomdp", "per_decision", "per_decision_critic"])
+def test_weighted_gradient_at_old_parameters_is_unbiased(mdp: EnumerableMDP, form: str) -> None:
+    """Under pi_{theta_t}, the weighted gradient at theta_{t-1} is on average the exact gradient there."""
+    old, current = logits_of(mdp, 0), logits_of(mdp, 1)
+
+    def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
+        behaviour = mdp.log_prob(current, t)
+        if form == "trajectory":
+            weights = trajectory_weights(log_prob, behaviour, t.mask)
+            return reinforce_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
+        if form == "trajectory_gpomdp":
+            weights = trajectory_weights(log_prob, behaviour, t.mask)
+            return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
+        weights = per_decision_weights(log_prob, behaviour, t.mask)
+        if form == "per_decision":
+            return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
+        values = state_values(mdp, t)
+        return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, "state_value", weights, values)
+
+    torch.testing.assert_close(expectation(mdp, old, current, estimate), mdp.gradient(old), **EXACT)
+
+
+@pytest.mark.parametrize("mdp", MDPS)
+@pytest.mark.parametrize("per_decision", [False, True])
+def test_mixture_and_defensive_weights_are_unbiased_for_data_of_the_mixture(
+    mdp: EnumerableMDP, per_decision: bool
+) -> None:
+    old, current, third = (logits_of(mdp, seed) for seed in range(3))
+    everything = mdp.trajectories()
+    shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+    def law(policies: list[Tensor], shares: Tensor) -> Tensor:
+        return sum(s * mdp.probabilities(p, everything) for s, p in zip(shares, policies, strict=True))  # type: ignore[return-value]
+
+    def balance(log_prob: Tensor, t: Trajectories) -> Tensor:
+        behaviours = torch.stack([mdp.log_prob(policy, t) for policy in (old, current, third)])
+        weights = mixture_weights(log_prob, behaviours, shares, t.mask, per_decision)
+        return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
+
+    def defensive(log_prob: Tensor, t: Trajectories) -> Tensor:
+        weights = defensive_weights(log_prob, mdp.log_prob(current, t), mdp.log_prob(old, t), 0.3, t.mask, per_decision)
+        return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
+
+    for target in (old, current):
+        found = expectation(mdp, target, law([old, current, third], shares), balance)
+        torch.testing.assert_close(found, mdp.gradient(target), **EXACT)
+        found = expectation(mdp, target, law([current, old], torch.tensor([0.7, 0.3], dtype=torch.float64)), defensive)
+        torch.testing.assert_close(found, mdp.gradient(target), **EXACT)
+
+
+def relative_bias(mdp: EnumerableMDP, found: Tensor, theta: Tensor) -> float:
+    exact = mdp.gradient(theta)
+    return float((found - exact).norm() / exact.norm())
+
+
+BIAS = {
+    ("per step", 0.05): 0.0029,
+    ("per step", 1.0): 0.053,
+    ("truncated at 1", 0.05): 0.028,
+    ("truncated at 1", 1.0): 0.38,
+    ("self-normalised, two episodes", 0.05): 0.0100,
+    ("self-normalised, two episodes", 1.0): 0.216,
+}
+"""Relative bias on the cliff, by distance in logits: the numbers in `importance_weights`."""
+
+
+@pytest.mark.parametrize(("form", "distance"), BIAS)
+def test_bias_of_the_biased_forms_is_what_the_documentation_says(form: str, distance: float) -> None:
+    mdp = slippery_cliff(horizon=2 if form.startswith("self") else 4)
+    old = logits_of(mdp, 0)
+    current = old + distance * logits_of(mdp, 1)
+
+    def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
+        behaviour = mdp.log_prob(current, t)
+        if form == "per step":
+            weights = per_step_weights(log_prob, behaviour, mask=t.mask)
+            return score_surrogate(log_prob, weights * gpomdp_advantages(t.rewards, t.mask, mdp.gamma), t.mask)
+        truncation = 1.0 if form.startswith("truncated") else None
+        weights = per_decision_weights(log_prob, behaviour, t.mask, truncation, form.startswith("self"))
+        return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
+
+    expect = expectation_over_pairs if form.startswith("self") else expectation
+    exact = mdp.gradient(old)
+    bias = float((expect(mdp, old, current, estimate) - exact).norm() / exact.norm())
+    assert bias == pytest.approx(BIAS[form, distance], rel=0.03)
+
+
+def test_actor_critic_with_exact_values_and_lambda_one_is_the_undiscounted_step_gradient() -> None:
+    """With gamma = 1 nothing is dropped, so the estimate is the exact gradient over the episode's length."""
+    mdp = two_state(gamma=1.0)
+    theta = logits_of(mdp, 0)
+
+    def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
+        advantages = generalised_advantages(t.rewards, t.mask, state_values(mdp, t), 1.0, 1.0)
+        return actor_critic_surrogate(log_prob, advantages, t.mask)
+
+    found = expectation(mdp, theta, theta, estimate)
+    torch.testing.assert_close(found * mdp.horizon, mdp.gradient(theta), **EXACT)
+
+
+def garbage(t: Trajectories, log_prob: Tensor, value: float) -> tuple[Tensor, Tensor]:
+    return torch.where(t.mask, t.rewards, value), torch.where(t.mask, log_prob, value)
+
+
+@pytest.mark.parametrize("value", [1e30, float("nan"), float("inf")])
+def test_padding_changed_to_garbage_changes_nothing(value: float) -> None:
+    mdp = slippery_cliff()
+    old, current = logits_of(mdp, 0), logits_of(mdp, 1)
+    t = mdp.trajectories()
+    target, behaviour = mdp.log_prob(old, t), mdp.log_prob(current, t)
+    rewards, dirty_target = garbage(t, target, value)
+    _, dirty_behaviour = garbage(t, behaviour, value)
+    values = torch.where(t.mask, state_values(mdp, t), value)
+    shares = torch.tensor([0.5, 0.5], dtype=torch.float64)
+
+    def everything(rewards: Tensor, target: Tensor, behaviour: Tensor, values: Tensor) -> list[Tensor]:
+        both = torch.stack([target, behaviour])
+        decision = per_decision_weights(target, behaviour, t.mask, self_normalise=True)
+        return [
+            per_step_weights(target, behaviour, mask=t.mask),
+            decision,
+            trajectory_weights(target, behaviour, t.mask, self_normalise=True),
+            mixture_weights(target, both, shares, t.mask),
+            mixture_weights(target, both, shares, t.mask, per_decision=True),
+            defensive_weights(target, behaviour, target, 0.5, t.mask),
+            monte_carlo_returns(rewards, t.mask, 0.9),
+            generalised_advantages(rewards, t.mask, values, 0.9, 0.8),
+            gpomdp_surrogate(target, rewards, t.mask, 0.9, "leave_one_out", decision),
+            gpomdp_surrogate(target, rewards, t.mask, 0.9, "state_value", decision, values),
+            reinforce_surrogate(target, rewards, t.mask, 0.9, "average"),
+            actor_critic_surrogate(target, rewards, t.mask),
+        ]
+
+    clean = everything(t.rewards, target, behaviour, state_values(mdp, t))
+    dirty = everything(rewards, dirty_target, dirty_behaviour, values)
+    for expected, found in zip(clean, dirty, strict=True):
+        assert torch.equal(expected, found)
