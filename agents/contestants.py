@@ -35,7 +35,7 @@ CONTESTANTS: dict[str, Contestant] = {
     for contestant in (
         Contestant("storm_plus_pg", "STORM+PG (defaults)", build_storm_plus_pg),
         Contestant("ppo_zoo", "PPO (RL Zoo tuned)", partial(build_from_zoo, "ppo")),
-        *(Contestant(name.lower(), f"{name} (tuned)", partial(build_family, name)) for name in FAMILY),
+        *(Contestant(name.lower(), name, partial(build_family, name)) for name in FAMILY),
     )
 }
 

@@ -1,4 +1,4 @@
-"""SVRPG and its siblings with the settings that `experiments.studies.tune_family` found, for each task."""
+"""SVRPG and its siblings with the settings that `python -m experiments tune-family` found, for each task."""
 
 import importlib
 import json

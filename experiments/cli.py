@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
+from experiments.studies.confirm_family import confirm_family
+from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
+from experiments.studies.tune_family import tune_family
 
 app = typer.Typer(
     help="Studies of storm-rl: agents x tasks x seeds, run, resumed and reported.",
@@ -25,10 +28,11 @@ def main() -> None:
 
 @app.command()
 def quickstart(output: Output = Path("runs/quickstart"), seeds: Seeds = 3, workers: Workers = 2) -> None:
-    """Train STORM+PG and tuned PPO on CartPole-v1, compare them, and say where everything is."""
+    """Train STORM+PG, tuned PPO and tuned SVRPG on CartPole-v1, compare them, and say where everything is."""
     from experiments.studies.benchmark import run_benchmark
 
-    _exit(run_benchmark(["storm_plus_pg", "ppo_zoo"], ["CartPole-v1"], list(range(seeds)), output, workers))
+    agents = ["storm_plus_pg", "ppo_zoo", "svrpg"]
+    _exit(run_benchmark(agents, ["CartPole-v1"], list(range(seeds)), output, workers))
 
 
 @app.command()
@@ -55,7 +59,8 @@ def benchmark(
     _exit(run_benchmark(names, tasks or list(TASKS), chosen_seeds, output, workers, budget))
 
 
-app.command()(optimisers)
+for study in (optimisers, gradient_error, tune_family, confirm_family):
+    app.command()(study)
 
 
 def _exit(succeeded: bool) -> None:

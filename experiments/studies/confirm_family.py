@@ -1,10 +1,10 @@
 """The tuned family on seeds that the search did not see: trajectories and env steps to the threshold.
 
-Every algorithm with the settings that `experiments.studies.tune_family` stored for the task, seeds 0 to 4, at most a
+Every algorithm with the settings that `python -m experiments tune-family` stored for the task, seeds 0 to 4, at most a
 million env steps on gymnasium's own environments, evaluated every 1,000; a run ends at the threshold (two evaluations
 in a row). Rows are in ``experiments/results/tune_family/confirm_<task>.csv``; what is there is not run again.
 
-``python -m experiments.studies.confirm_family --help``.
+``python -m experiments confirm-family --help``.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ import typer
 
 from agents.family import FAMILY, tuned_settings
 from envs import get_task
-from experiments.runs import write_atomically
+from experiments.files import write_atomically
 from experiments.studies.tune_family import RESULTS, trial
 
 BUDGET = 1_000_000
@@ -62,7 +62,3 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _listed(each: "pd.Series[float]") -> str:
     return ", ".join(f"{value:.0f}" for value in sorted(each.dropna()))
-
-
-if __name__ == "__main__":
-    typer.run(confirm_family)

@@ -14,7 +14,7 @@ All estimates are of the same gradient, that of the discounted return; GAE keeps
 STORM+ has the paper's momentum, from gradients in units of the returns' standard deviation, bounded below by 0.3 as
 in `storm_rl.storm_plus_pg`.
 
-All runs are on the batched environments of ``envs.batched``. ``python -m experiments.studies.gradient_error --help``
+All runs are on the batched environments of ``envs.batched``. ``python -m experiments gradient-error --help``
 """
 
 from pathlib import Path
@@ -32,8 +32,8 @@ from torch.func import functional_call
 
 from envs import get_task
 from envs.batched import make_vec
+from experiments.files import write_atomically
 from experiments.plots import COLOURS, LINES, save
-from experiments.runs import write_atomically
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
 from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.trajectories import TrajectoryBatch
@@ -288,7 +288,3 @@ def _store(rows: list[dict[str, Any]], path: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows).round(5)
     write_atomically(path, table.to_csv(index=False).encode())
     return table
-
-
-if __name__ == "__main__":
-    typer.run(gradient_error)

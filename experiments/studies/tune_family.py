@@ -8,7 +8,7 @@ best mean score of the second round wins, and goes to ``agents/family.json``.
 
 All runs, training and evaluation, are on the batched environments of ``envs.batched``. The rows are in
 ``experiments/results/tune_family/<task>.csv``, one file a task, rewritten whole after each run: a search that was
-interrupted continues. ``python -m experiments.studies.tune_family --help``.
+interrupted continues. ``python -m experiments tune-family --help``.
 """
 
 import dataclasses
@@ -28,8 +28,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from agents.family import FAMILY, SETTINGS_FILE, build_family
 from envs import TASKS, Task, get_task
 from envs.batched import make_vec
+from experiments.files import write_atomically
 from experiments.measures import steps_to_threshold
-from experiments.runs import EVALUATION_EPISODES, ProtocolCallback, write_atomically
+from experiments.runs import EVALUATION_EPISODES, ProtocolCallback
 
 RESULTS = Path(__file__).parents[1] / "results" / "tune_family"
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
@@ -182,7 +183,3 @@ def tune_family(
             content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
             write_atomically(SETTINGS_FILE, content.encode())
             print(f"{algorithm} on {task_id}: {winner}", flush=True)
-
-
-if __name__ == "__main__":
-    typer.run(tune_family)

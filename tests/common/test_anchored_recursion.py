@@ -12,7 +12,7 @@ from storm_rl.svrpg.svrpg import SnapshotRecursion
 
 
 def vector(value: float) -> Vector:
-    return {"w": torch.tensor([value])}
+    return {"w": torch.tensor([float(value)])}
 
 
 def gradient(theta: float, batch: float) -> float:
