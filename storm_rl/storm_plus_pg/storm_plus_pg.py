@@ -72,7 +72,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         cg_iterations: Conjugate-gradient iterations of one step.
         fisher_rollouts: Number of recent rollouts whose states the Fisher matrix covers.
         fisher_states: Number of states kept for it in all; bounds its memory.
-        max_kl: Largest quadratic KL of a step, in nats; None for no bound.
+        max_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) in place of Gaussian noise, for Box actions.
             None: for every Box action space.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
@@ -163,7 +163,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.momentum = momentum
         self.momentum_floor = momentum_floor
         self.max_weight = max_weight
-        self.metric_name = metric
+        self.metric = metric
         self.damping = damping
         self.cg_iterations = cg_iterations
         self.fisher_rollouts = fisher_rollouts
@@ -184,8 +184,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             value = getattr(self, name)
             if value is not None and not value > 0.0:
                 raise ValueError(f"{name} must be positive or None, got {value!r}.")
-        if self.metric_name not in ("fisher", "euclidean"):
-            raise ValueError(f'metric must be "fisher" or "euclidean", got {self.metric_name!r}.')
+        if self.metric not in ("fisher", "euclidean"):
+            raise ValueError(f'metric must be "fisher" or "euclidean", got {self.metric!r}.')
         if not self.damping > 0.0:
             raise ValueError(f"damping must be positive, got {self.damping!r}.")
         if self.fisher_states < self.fisher_rollouts:
@@ -197,15 +197,15 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.recursion = PolicyRecursion(self.momentum, self.momentum_floor)
-        self.metric: Metric = (
+        self.step_metric: Metric = (
             FisherMetric(self.damping, self.cg_iterations, self.fisher_rollouts, self.fisher_states)
-            if self.metric_name == "fisher"
+            if self.metric == "fisher"
             else EuclideanMetric()
         )
 
     def train(self) -> None:
         """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
-        batch = self._whole_rollout()
+        batch = self._transitions()
         self._update_actor(batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
@@ -214,7 +214,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _whole_rollout(self) -> Transitions:
+    def _transitions(self) -> Transitions:
         batch = self.window.transitions(self.policy, self.gamma, self.gae_lambda)
         advantages = batch.advantages
         if self.normalize_advantage:
@@ -239,12 +239,12 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             self._record_cosine(recursion.direction, gradients.mean(dim=0))
         proposal = recursion.propose(gradients, gradients_at_previous)
 
-        self.metric.remember(self.window.newest.observations)
-        natural_direction = self.metric.inverse_product(self.policy, proposal.direction)
+        self.step_metric.remember(self.window.newest.observations)
+        natural_direction = self.step_metric.inverse_product(self.policy, proposal.direction)
         direction_square = float(proposal.direction.dot(natural_direction))
         _check_finite("the actor's step", natural_direction)
         step_size = recursion.accept(proposal, direction_square, theta)
-        if self.max_kl is not None and self.metric_name == "fisher" and direction_square > 0.0:
+        if self.max_kl is not None and self.metric == "fisher" and direction_square > 0.0:
             # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
             step_size = min(step_size, (2.0 * self.max_kl / direction_square) ** 0.5)
 
@@ -359,11 +359,11 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         return self
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "recursion", "metric"]
+        return [*super()._excluded_save_params(), "recursion", "step_metric"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        return [*state_dicts, "recursion", "metric"], tensors
+        return [*state_dicts, "recursion", "step_metric"], tensors
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def test_run_is_stored_whole_with_what_the_protocol_asks_for(tmp_path: Path) -> 
     assert run["episodes"]["return"] == run["episodes"]["length"]  # CartPole pays 1 a step.
     assert run["settings"]["n_steps"] == "32"
     assert run["settings"]["gamma"] == "0.99"
+    assert not any(" at 0x" in value for value in run["settings"].values())  # Values, not addresses.
     assert run["versions"]["torch"]
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
