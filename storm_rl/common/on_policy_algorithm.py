@@ -14,11 +14,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from storm_rl.common.policies import (
-    StandardisedActorCriticCnnPolicy,
-    StandardisedActorCriticPolicy,
-    StandardisedMultiInputActorCriticPolicy,
-)
+from storm_rl.common.policies import POLICY_ALIASES, StandardisedActorCriticPolicy, environment_actions
 from storm_rl.common.rollout_window import RolloutWindow, rollout_from_buffer
 from storm_rl.common.running_statistics import DiscountedReturnStatistics
 
@@ -34,11 +30,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     """
 
     policy: StandardisedActorCriticPolicy
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": StandardisedActorCriticPolicy,
-        "CnnPolicy": StandardisedActorCriticCnnPolicy,
-        "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
 
     def __init__(
         self,
@@ -58,8 +50,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"policy {self.policy_class.__name__} is not a {StandardisedActorCriticPolicy.__name__}: use one of "
                 f"{', '.join(self.policy_aliases)} or a subclass of storm_rl.common.policies' classes."
             )
-        if self.env is not None:
-            self._check_rollout_size()
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -134,7 +124,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 )
             actions = actions_tensor.cpu().numpy()
 
-            new_obs, rewards, dones, infos = env.step(self._environment_actions(actions))
+            new_obs, rewards, dones, infos = env.step(environment_actions(self.policy, actions))
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -171,16 +161,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as the environment takes them: Box actions are unsquashed or clipped to the bounds."""
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            unscaled: np.ndarray = np.asarray(self.policy.unscale_action(actions))
-            return unscaled
-        clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
-        return clipped
 
     def _bootstrapped(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
         """The rewards, plus ``gamma * V(terminal observation)`` where an episode ended at its time limit."""

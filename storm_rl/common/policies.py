@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -212,6 +214,28 @@ class StandardisedMultiInputActorCriticPolicy(StandardisedActorCriticPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+POLICY_ALIASES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": StandardisedActorCriticPolicy,
+    "CnnPolicy": StandardisedActorCriticCnnPolicy,
+    "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
+}
+"""SB3's names of policies, as every algorithm of the package takes them."""
+
+
+def environment_actions(policy: BasePolicy, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Sampled actions as the environment takes them: Box actions are unsquashed or clipped to the bounds.
+
+    Samples of a Gaussian are unbounded. What is stored, and has a log-probability, is the sample itself.
+    """
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return actions
+    if policy.squash_output:
+        return np.asarray(policy.unscale_action(actions))
+    clipped: npt.NDArray[Any] = np.clip(actions, space.low, space.high)
+    return clipped
 
 
 def _unique_parameters(modules: list[nn.Module]) -> Iterator[nn.Parameter]:

@@ -23,11 +23,7 @@ from torch.func import functional_call
 from storm_rl.common.action_law import ActionLaw
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
 from storm_rl.common.observations import ObservationBatch, select
-from storm_rl.common.policies import (
-    StandardisedActorCriticCnnPolicy,
-    StandardisedActorCriticPolicy,
-    StandardisedMultiInputActorCriticPolicy,
-)
+from storm_rl.common.policies import POLICY_ALIASES, StandardisedActorCriticPolicy, environment_actions
 from storm_rl.common.trajectories import EpisodeRecorder, TrajectoryBatch
 from storm_rl.gradients.importance_weights import (
     effective_sample_size,
@@ -100,11 +96,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
     """
 
     policy: ActorCriticPolicy
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": StandardisedActorCriticPolicy,
-        "CnnPolicy": StandardisedActorCriticCnnPolicy,
-        "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
 
     def __init__(
         self,
@@ -243,7 +235,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
             with torch.no_grad():
                 actions = self._act(observations, sources[quota.playing]).cpu().numpy()
-            new_obs, rewards, dones, infos = env.step(self._environment_actions(actions))
+            new_obs, rewards, dones, infos = env.step(environment_actions(self.policy, actions))
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -284,15 +276,6 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             actions = torch.where(chosen.reshape(-1, *[1] * (actions.dim() - 1)), from_anchor, actions)
         return actions
 
-    def _environment_actions(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)
-        # Samples of a Gaussian are unbounded. What is stored, and has a log-probability, is the sample itself.
-        clipped: npt.NDArray[Any] = np.clip(actions, self.action_space.low, self.action_space.high)
-        return clipped
-
     # Learning ---------------------------------------------------------------------------------------------------
 
     def learn(
@@ -300,7 +283,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "TrajectoryAlgorithm",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTrajectoryAlgorithm:
@@ -310,13 +293,13 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             total_timesteps: Env steps, those of idling environments included.
             callback: Called once for every vector step.
             log_interval: Updates between two dumps of the log.
-            tb_log_name: Name of the run for TensorBoard.
+            tb_log_name: Name of the run for TensorBoard; None: the name of the class.
             reset_num_timesteps: Whether to count steps from 0.
             progress_bar: Whether to show one.
         """
         iteration = 0
         total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:

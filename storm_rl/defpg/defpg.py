@@ -1,12 +1,12 @@
 """DEF-PG: variance reduction with defensive sampling (Papini, Metelli, Restelli, Machine Learning 2024)."""
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
@@ -14,8 +14,6 @@ from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.importance_weights import defensive_weights
 from storm_rl.gradients.returns import Baseline
 from storm_rl.pagepg.pagepg import CoinRecursion
-
-SelfDEFPG = TypeVar("SelfDEFPG", bound="DEFPG")
 
 
 class DEFPG(TrajectoryAlgorithm):
@@ -121,15 +119,3 @@ class DEFPG(TrajectoryAlgorithm):
             defensive_weights(target, current, previous, self.defensive, mask, per_decision)
             for target in (current, previous)
         ]
-
-    def learn(
-        self: SelfDEFPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "DEFPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDEFPG:
-        """See `TrajectoryAlgorithm.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,16 +1,14 @@
 """REINFORCE and GPOMDP: the plain policy gradient over whole trajectories."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
-
-SelfGPOMDP = TypeVar("SelfGPOMDP", bound="GPOMDP")
 
 
 class PlainGradient(AnchoredRecursion):
@@ -87,15 +85,3 @@ class GPOMDP(TrajectoryAlgorithm):
     def make_recursion(self) -> AnchoredRecursion:
         """See `PlainGradient`."""
         return PlainGradient()
-
-    def learn(
-        self: SelfGPOMDP,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "GPOMDP",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfGPOMDP:
-        """See `TrajectoryAlgorithm.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,16 +1,14 @@
 """PAGE-PG: a coin decides between large and small batches (Gargiani et al., ICML 2022)."""
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
-
-SelfPAGEPG = TypeVar("SelfPAGEPG", bound="PAGEPG")
 
 
 class CoinRecursion(AnchoredRecursion):
@@ -109,15 +107,3 @@ class PAGEPG(TrajectoryAlgorithm):
     def make_recursion(self) -> AnchoredRecursion:
         """See `CoinRecursion`."""
         return CoinRecursion(self.probability)
-
-    def learn(
-        self: SelfPAGEPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "PAGEPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfPAGEPG:
-        """See `TrajectoryAlgorithm.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,16 +1,14 @@
 """SRVR-PG: recursive variance reduction by epochs (Xu, Gao, Gu, ICLR 2020)."""
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
-
-SelfSRVRPG = TypeVar("SelfSRVRPG", bound="SRVRPG")
 
 
 class EpochRecursion(AnchoredRecursion):
@@ -108,15 +106,3 @@ class SRVRPG(TrajectoryAlgorithm):
     def make_recursion(self) -> AnchoredRecursion:
         """See `EpochRecursion`."""
         return EpochRecursion(self.epoch_length)
-
-    def learn(
-        self: SelfSRVRPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "SRVRPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSRVRPG:
-        """See `TrajectoryAlgorithm.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -267,8 +267,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
     def _part_gradients(self, batch: Transitions) -> tuple[Tensor, Tensor]:
         """Importance-weighted gradients of the surrogate at the actor's present parameters, and the weights.
 
-        One gradient for each part of the rollout, ``(k, n)``, scaled so that their mean is the rollout's. At the
-        parameters that collected the rollout all weights are 1.
+        One gradient for each part of the transitions, ``(k, n)``, scaled so that their mean is that of all transitions.
+        At the present parameters the weights of the newest rollout are 1.
         """
         parameters = self.policy.actor_parameters()
         distribution = self.policy.get_distribution(batch.observations)

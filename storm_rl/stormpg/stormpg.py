@@ -1,16 +1,14 @@
 """STORM-PG: recursive momentum with a constant weight (Yuan et al., 2020)."""
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
-
-SelfSTORMPG = TypeVar("SelfSTORMPG", bound="STORMPG")
 
 
 class MomentumRecursion(AnchoredRecursion):
@@ -97,15 +95,3 @@ class STORMPG(TrajectoryAlgorithm):
     def make_recursion(self) -> AnchoredRecursion:
         """See `MomentumRecursion`."""
         return MomentumRecursion(self.momentum)
-
-    def learn(
-        self: SelfSTORMPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "STORMPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSTORMPG:
-        """See `TrajectoryAlgorithm.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,17 +1,15 @@
 """SVRPG: stochastic variance-reduced policy gradient (Papini et al., ICML 2018), practical variant."""
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
-
-SelfSVRPG = TypeVar("SelfSVRPG", bound="SVRPG")
 
 
 class SnapshotRecursion(AnchoredRecursion):
@@ -160,15 +158,3 @@ class SVRPG(TrajectoryAlgorithm):
 
     def _fits_critic(self, large: bool) -> bool:
         return large
-
-    def learn(
-        self: SelfSVRPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "SVRPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSVRPG:
-        """See `TrajectoryAlgorithm.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
