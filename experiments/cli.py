@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from envs import TASKS
+from experiments.studies.benchmark import run_benchmark
 from experiments.studies.confirm_family import confirm_family
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
@@ -29,8 +31,6 @@ def main() -> None:
 @app.command()
 def quickstart(output: Output = Path("runs/quickstart"), seeds: Seeds = 3, workers: Workers = 2) -> None:
     """Train STORM+PG, tuned PPO and tuned SVRPG on CartPole-v1, compare them, and say where everything is."""
-    from experiments.studies.benchmark import run_benchmark
-
     agents = ["storm_plus_pg", "ppo_zoo", "svrpg"]
     _exit(run_benchmark(agents, ["CartPole-v1"], list(range(seeds)), output, workers))
 
@@ -51,9 +51,6 @@ def benchmark(
 
     A variant of an agent is written with its arguments: --agent "storm_plus_pg[momentum=1.0]".
     """
-    from envs import TASKS
-    from experiments.studies.benchmark import run_benchmark
-
     names = agents or ["storm_plus_pg", "ppo_zoo"]
     chosen_seeds = list(range(first_seed, first_seed + seeds))
     _exit(run_benchmark(names, tasks or list(TASKS), chosen_seeds, output, workers, budget))
