@@ -100,10 +100,11 @@ def test_grid_skips_finished_runs_and_reports_failed_ones(tmp_path: Path) -> Non
     ("content", "message"),
     [
         (b"", "not a whole run"),
-        (gzip.compress(b'{"protocol": 1, "agent"'), "not a whole run"),
-        (gzip.compress(json.dumps({"protocol": PROTOCOL_VERSION}).encode())[:-4], "not a whole run"),
-        (gzip.compress(json.dumps({"protocol": 0}).encode()), "protocol version 0"),
+        (gzip.compress(b'{"protocol": 1, "agent"', mtime=0), "not a whole run"),
+        (gzip.compress(json.dumps({"protocol": PROTOCOL_VERSION}).encode(), mtime=0)[:-4], "not a whole run"),
+        (gzip.compress(json.dumps({"protocol": 0}).encode(), mtime=0), "protocol version 0"),
     ],
+    ids=["empty", "half a record", "half a file", "another protocol"],
 )
 def test_broken_or_foreign_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "run.json.gz"
