@@ -135,7 +135,7 @@ def save_for_hub(
     """Evaluate the model and write what a repository on the hub holds: the saved model and ``README.md``.
 
     The saved model has the name that `huggingface_sb3` and RL Zoo look for, ``<algorithm>-<environment>.zip``. Nothing
-    is sent anywhere; ``huggingface_sb3.push_to_hub`` or ``huggingface-cli upload`` do that.
+    is sent anywhere; ``huggingface_sb3.push_to_hub`` or ``hf upload`` do that.
 
     Args:
         model: A trained model of one of this package's algorithms.
