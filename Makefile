@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Test processes at a time.
+WORKERS ?= 2
 
 .PHONY: help benchmark test check docs docs-serve dist test-wheel clean
 
@@ -12,7 +14,7 @@ benchmark: $(INSTALLED) ## Train STORM+ and PPO on CartPole, print the table, wr
 	$(BIN)/python -m experiments quickstart
 
 test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 check: $(INSTALLED) ## Lint, formatting and types.
 	$(BIN)/ruff check .
@@ -31,9 +33,10 @@ dist: $(INSTALLED) ## Build sdist and wheel into dist.
 
 # A second environment that sees the first one's packages, and the wheel in place of the checkout. The tests are copied
 # away, so that nothing of the checkout can be imported; only those that need no other folder of it are.
-WHEEL_TESTS := tests/conftest.py tests/common tests/family tests/optim tests/storm_plus_pg \
-	tests/gradients/test_fisher.py tests/gradients/test_importance_weights.py \
-	tests/gradients/test_returns.py tests/gradients/test_traces.py tests/test_public_api.py
+WHEEL_TESTS := tests/conftest.py tests/common tests/optim tests/storm_plus_pg tests/test_public_api.py \
+	$(addprefix tests/family/,test_contract.py test_training.py) \
+	$(addprefix tests/gradients/,test_fisher.py test_importance_weights.py test_returns.py test_traces.py \
+		test_two_point.py)
 
 test-wheel: dist ## Run the library's tests against the installed wheel.
 	rm -rf build/wheel && mkdir -p build/wheel
@@ -42,7 +45,9 @@ test-wheel: dist ## Run the library's tests against the installed wheel.
 	cp build/wheel/packages.pth "$$(build/wheel/env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	build/wheel/env/bin/python -m pip install --disable-pip-version-check -qq --no-deps --ignore-installed dist/*.whl
 	folder=$$(mktemp -d) && cp --parents -r $(WHEEL_TESTS) $$folder && python=$$PWD/build/wheel/env/bin/python && \
-		cd $$folder && $$python -m pytest tests --import-mode=importlib -q --numprocesses 2 && rm -r $$folder
+		cd $$folder && $$python -c 'import storm_rl; assert "build/wheel" in storm_rl.__file__' && \
+		$$python -m pytest tests --import-mode=importlib -q --numprocesses $(WORKERS) && \
+		$${python%python}storm-rl-zoo train --algo storm_plus_pg --env CartPole-v1 -n 512 --eval-freq -1 && rm -r $$folder
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
