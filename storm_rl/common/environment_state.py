@@ -100,7 +100,10 @@ def _encode(value: Any, path: str, seen: set[int]) -> Any:
         return {"kind": "dict", "items": items}
     if isinstance(value, (list, tuple, deque)):
         entries = [_encode(entry, f"{path}[{index}]", seen) for index, entry in enumerate(value)]
-        return {"kind": next(kind.__name__ for kind in (list, tuple, deque) if isinstance(value, kind)), "items": entries}
+        return {
+            "kind": next(kind.__name__ for kind in (list, tuple, deque) if isinstance(value, kind)),
+            "items": entries,
+        }
     if isinstance(value, np.random.Generator):
         return {"kind": "generator", "state": _encode(value.bit_generator.state, path, seen)}
     if isinstance(value, np.random.RandomState):

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl.common.distributions import kept, mean_kl
+from storm_rl.common.faults import all_or_nothing
 from storm_rl.common.observations import select
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
 from storm_rl.common.rollout_window import Transitions
@@ -203,6 +204,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             else EuclideanMetric()
         )
 
+    @all_or_nothing
     def train(self) -> None:
         """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
         batch = self._transitions()
