@@ -26,6 +26,8 @@ class ActionLaw(nn.Module):
     def __init__(self, policy: ActorCriticPolicy, observation: Any) -> None:
         super().__init__()
         self.policy = policy
+        # As when acting; a batch normalisation would also refuse a single observation otherwise.
+        policy.set_training_mode(False)
         distribution = policy.get_distribution(observation)
         # The mode, so that no random number is drawn.
         log_prob = distribution.log_prob(distribution.get_actions(deterministic=True))

@@ -163,10 +163,15 @@ def _decode(state: Any, current: Any, path: str) -> Any:
         return result
     if kind in ("list", "tuple", "deque"):
         return _decode_sequence(state, current, path)
-    _check_kind(kind, current, path)
     if kind == "generator":
-        current.bit_generator.state = _decode(state["state"], None, path)
-    elif kind == "random_state":
+        recorded = _decode(state["state"], None, path)
+        if current is None:  # gymnasium's environments have none before their first reset.
+            current = np.random.Generator(getattr(np.random, recorded["bit_generator"])())
+        _check_kind(kind, current, path)
+        current.bit_generator.state = recorded
+        return current
+    _check_kind(kind, current, path)
+    if kind == "random_state":
         current.set_state(_decode(state["state"], None, path))
     elif kind == "python_random":
         current.setstate(state["state"])

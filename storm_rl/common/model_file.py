@@ -85,7 +85,7 @@ def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]
     missing = {"data", *(f"{parameter}.pth" for parameter in parameters)} - members
     if missing:
         raise ValueError(
-            f"{name} is not a model of {wanted}: {', '.join(sorted(missing))} missing, found "
+            f"{name} is not a whole model of {wanted}: {', '.join(sorted(missing))} missing, found "
             f"{', '.join(sorted(members)) or 'nothing'}."
         )
     if stored is None:
