@@ -14,9 +14,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from storm_rl.common.arguments import check_integer, check_learning_rate, check_range
 from storm_rl.common.environment_state import environment_state, restore_environment
 from storm_rl.common.model_file import ModelPath, add_run_state, read_model, write_atomically
 from storm_rl.common.policies import (
@@ -38,13 +39,29 @@ class ResumableAlgorithm(BaseAlgorithm):
     # Between a step of the environments and its place in `_last_obs`; true also after a rollout that failed.
     _in_rollout = False
 
-    def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)):
             raise TypeError(
                 f"policy must be one of {', '.join(self.policy_aliases)} or a subclass of ActorCriticPolicy, "
                 f"got {policy!r}."
             )
-        super().__init__(policy, env, *args, **kwargs)
+        # Also numpy's numbers, which SB3 and Python's generators refuse.
+        learning_rate = check_learning_rate("learning_rate", learning_rate)
+        if "stats_window_size" in kwargs:
+            kwargs["stats_window_size"] = check_integer("stats_window_size", kwargs["stats_window_size"], 1)
+        if kwargs.get("seed") is not None:
+            check_range("seed", kwargs["seed"], 0, 2**32 - 1)  # What numpy's global generator takes.
+            kwargs["seed"] = check_integer("seed", kwargs["seed"], 0)
+        if kwargs.get("policy_kwargs") is not None and not isinstance(kwargs["policy_kwargs"], dict):
+            raise TypeError(f"policy_kwargs must be a dict or None, got {kwargs['policy_kwargs']!r}.")
+        super().__init__(policy, env, learning_rate, *args, **kwargs)
 
     # Bad input ----------------------------------------------------------------------------------------------------
 
@@ -58,18 +75,11 @@ class ResumableAlgorithm(BaseAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         # Every environment comes through here, before SB3 asserts anything about it.
-        try:
-            wrapped = BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        except NotImplementedError as error:
-            raise TypeError(
-                f"unsupported observation space {getattr(env, 'observation_space', None)}: {error}"
-            ) from error
-        _check_space("action", wrapped.action_space, _ACTION_SPACES)
-        _check_space("observation", wrapped.observation_space, _OBSERVATION_SPACES)
-        actions = wrapped.action_space
-        if isinstance(actions, spaces.Box) and not np.isfinite([actions.low, actions.high]).all():
-            raise ValueError(f"action space {actions} must have finite bounds.")
-        return wrapped
+        for name, supported in (("action", _ACTION_SPACES), ("observation", _OBSERVATION_SPACES)):
+            space = getattr(env, f"{name}_space", None)
+            if space is not None:  # SB3 says it of what is no environment.
+                _check_space(name, space, supported)
+        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_policy(self) -> None:
         """Refuse a policy that cannot read the observations, before its network fails to."""
@@ -78,24 +88,32 @@ class ResumableAlgorithm(BaseAlgorithm):
                 f"env=None leaves {type(self).__name__} without spaces to build its networks for: pass an environment "
                 f"or its id. (To get a saved model, call {type(self).__name__}.load().)"
             )
-        is_dict, kind = isinstance(self.observation_space, spaces.Dict), self.policy_class
-        extractor = "features_extractor_class" not in self.policy_kwargs
-        if extractor and is_dict != issubclass(kind, StandardisedMultiInputActorCriticPolicy):
+        ours = issubclass(self.policy_class, tuple(self.policy_aliases.values()))
+        if not ours or "features_extractor_class" in self.policy_kwargs:
+            return
+        space, kind = self.observation_space, self.policy_class
+        is_dict = isinstance(space, spaces.Dict)
+        if is_dict != issubclass(kind, StandardisedMultiInputActorCriticPolicy):
             right = "MultiInputPolicy" if is_dict else "MlpPolicy, or CnnPolicy for images"
-            if issubclass(kind, tuple(self.policy_aliases.values())):
-                raise ValueError(f"{kind.__name__} does not read observations {self.observation_space}; use {right}.")
-        # Images with normalize_images=False are the user's own affair, as in SB3.
-        if (
-            extractor
-            and issubclass(kind, StandardisedActorCriticCnnPolicy)
-            and not is_image_space(
-                self.observation_space, check_channels=False, normalized_image="normalize_images" in self.policy_kwargs
-            )
-        ):
+            raise ValueError(f"{kind.__name__} does not read the observation space {space}; use {right}.")
+        parts: dict[str, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"image": space}
+        if unusable := [key for key in parts if key == "" or "." in key]:
+            raise ValueError(f"observation space {space}: keys may neither be empty nor hold a dot, got {unusable}.")
+        # Unscaled images are the user's own affair, as in SB3.
+        floats = "normalize_images" in self.policy_kwargs
+        is_cnn = issubclass(kind, StandardisedActorCriticCnnPolicy)
+        if is_cnn and not is_image_space(space, check_channels=False, normalized_image=floats):
             raise ValueError(
-                f"CnnPolicy reads images (uint8, 0 to 255, three dimensions), not {self.observation_space}; "
+                f"CnnPolicy reads images (uint8, 0 to 255, three dimensions), not the observation space {space}; "
                 "use MlpPolicy for vectors."
             )
+        for part in parts.values():
+            # The smallest that three layers of SB3's NatureCNN leave a pixel of; channels are first or last.
+            if (is_cnn or is_dict) and is_image_space(part) and sorted(part.shape)[1] < 36:
+                raise ValueError(
+                    f"images of {part} are too small for SB3's NatureCNN, which needs 36 x 36 pixels: use MlpPolicy, "
+                    "or a features_extractor_class of your own."
+                )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Exchange the environment; as SB3's ``set_env``.
@@ -281,15 +299,18 @@ def _check_space(name: str, space: spaces.Space[Any], supported: tuple[type[spac
             _check_space(f"{name} {key!r}", part, _ACTION_SPACES)
         if not space.spaces:
             raise ValueError(f"{name} space {space} has no entries.")
+    if 0 in (space.shape or ()):
+        raise ValueError(f"{name} space {space} is empty.")
     # SB3 numbers categories from 0 and has one vector of them.
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start != 0):
         raise ValueError(f"{name} space {space} must begin at 0; shift it in a wrapper.")
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
+    flat = isinstance(space, spaces.MultiDiscrete) or (isinstance(space, spaces.MultiBinary) and name == "action")
+    if flat and len(space.shape or ()) != 1:
         raise ValueError(f"{name} space {space} must have one dimension; flatten it in a wrapper.")
-    if isinstance(space, spaces.MultiBinary) and name == "action" and len(space.shape) != 1:
-        raise ValueError(f"{name} space {space} must have one dimension; flatten it in a wrapper.")
-    if 0 in (space.shape or ()):
-        raise ValueError(f"{name} space {space} is empty.")
+    if isinstance(space, spaces.Box) and name == "action" and not np.isfinite([space.low, space.high]).all():
+        raise ValueError(f"{name} space {space} must have finite bounds.")
+    if isinstance(space, spaces.Box) and name != "action" and space.shape == ():
+        raise ValueError(f"{name} space {space} must have a dimension; reshape it in a wrapper.")
 
 
 def _n_observations(observations: Any) -> int:

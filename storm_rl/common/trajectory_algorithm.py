@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from storm_rl.common.action_law import ActionLaw
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
+from storm_rl.common.arguments import check_integer, check_range
 from storm_rl.common.faults import acting, all_or_nothing, check_policy_outputs, check_transition
 from storm_rl.common.observations import ObservationBatch, select
 from storm_rl.common.policies import StandardisedActorCriticPolicy, environment_actions
@@ -154,11 +155,9 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
 
     def _check_settings(self) -> None:
         for name in ("batch_size", "mini_batch_size", "critic_epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+            setattr(self, name, check_integer(name, getattr(self, name), 1))
+        check_range("gamma", self.gamma, 0.0, 1.0)
+        check_range("critic_learning_rate", self.critic_learning_rate, 0.0, 1e6)
         if self.estimator not in ("gpomdp", "reinforce"):
             raise ValueError(f"estimator must be 'gpomdp' or 'reinforce', got {self.estimator!r}")
         if self.weights not in ("per_decision", "trajectory"):
@@ -166,8 +165,8 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
         check_baseline(self.baseline)
         if self.estimator == "reinforce" and (self.baseline == "state_value" or self.weights == "per_decision"):
             raise ValueError("estimator='reinforce' needs weights='trajectory' and no state_value baseline")
-        if self.weight_truncation is not None and not self.weight_truncation > 0:
-            raise ValueError(f"weight_truncation must be positive, got {self.weight_truncation}")
+        if self.weight_truncation is not None:
+            check_range("weight_truncation (None for no bound)", self.weight_truncation, 0.0, low_included=False)
 
     # Set-up, saving ---------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ VECTOR = spaces.Box(-2.0, 2.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
 ACTION_SPACES = [
     spaces.Box(-1.0, 2.0, (2,), np.float32),
+    spaces.Box(-1.0, 1.0, (2, 2), np.float32),
     spaces.Discrete(3),
     spaces.MultiDiscrete([2, 3]),
     spaces.MultiBinary(2),
