@@ -20,7 +20,7 @@ for_all = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm:
 
 # The same examples every time.
 bounded = settings(
-    derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=100
+    derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=80
 )
 
 VALUES = st.one_of(
@@ -96,7 +96,7 @@ def _floats_if_box(space: spaces.Space[Any]) -> bool:
 
 @pytest.mark.parametrize("algorithm", [STORMPlusPG, ALGORITHMS[2], ALGORITHMS[-1]], ids=lambda kind: kind.__name__)
 def test_any_spaces_and_policy_train_or_are_named(algorithm: Any) -> None:
-    @settings(bounded, max_examples=150)
+    @settings(bounded, max_examples=120)
     @given(
         observations=OBSERVATIONS,
         actions=SIMPLE.filter(_floats_if_box),
