@@ -125,13 +125,13 @@ def _encode_space(space: spaces.Space[Any], path: str, seen: set[int]) -> dict[s
 
 def _encode_object(value: Any, path: str, seen: set[int]) -> dict[str, Any]:
     seen.add(id(value))
-    recorded = {"kind": "object", "class": _class_name(value)}
+    recorded = {"kind": "object", "classes": _class_names(value)}
     if callable(getattr(type(value), "get_state", None)) and callable(getattr(type(value), "set_state", None)):
         return {**recorded, "state": _encode(value.get_state(), path, seen)}
     known = type(value).__module__.split(".")[0] in ("gymnasium", "stable_baselines3")
     if not (known or isinstance(value, (gym.Env, VecEnv))) or not hasattr(value, "__dict__"):
         raise ValueError(
-            f"the environment's state cannot be kept: {path} is a {_class_name(value)}, which is no plain data. "
+            f"the environment's state cannot be kept: {path} is a {_class_names(value)[0]}, which is no plain data. "
             "Give the environment methods get_state() and set_state(state), or do without the exact state."
         )
     attributes = {
@@ -202,8 +202,10 @@ def _decode_space(parts: dict[str, Any], space: spaces.Space[Any], path: str) ->
 
 
 def _decode_object(state: dict[str, Any], current: Any, path: str) -> None:
-    if _class_name(current) != state["class"]:
-        raise ValueError(f"the state does not fit: {path} is a {_class_name(current)}, and was a {state['class']}")
+    # Or a sub-class on either side: the RL Zoo puts its own TimeLimit in gymnasium's place wherever it is imported.
+    now, then = _class_names(current), state["classes"]
+    if now[0] not in then and then[0] not in now:
+        raise ValueError(f"the state does not fit: {path} is a {now[0]}, and was a {then[0]}")
     if "state" in state:
         current.set_state(_decode(state["state"], None, path))
         return
@@ -223,5 +225,6 @@ def _check_kind(kind: str, current: Any, path: str) -> None:
         raise ValueError(f"the state does not fit: {path} is {current!r}, and was a {kind}")
 
 
-def _class_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+def _class_names(value: Any) -> list[str]:
+    """Its class and those that it inherits from."""
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(value).__mro__]

@@ -88,8 +88,8 @@ class ResumableAlgorithm(BaseAlgorithm):
                 f"env=None leaves {type(self).__name__} without spaces to build its networks for: pass an environment "
                 f"or its id. (To get a saved model, call {type(self).__name__}.load().)"
             )
-        ours = issubclass(self.policy_class, tuple(self.policy_aliases.values()))
-        if not ours or "features_extractor_class" in self.policy_kwargs:
+        # Only what these classes read by default is known; a subclass may have an extractor of its own.
+        if self.policy_class not in self.policy_aliases.values() or "features_extractor_class" in self.policy_kwargs:
             return
         space, kind = self.observation_space, self.policy_class
         is_dict = isinstance(space, spaces.Dict)
