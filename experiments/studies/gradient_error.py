@@ -28,7 +28,6 @@ import typer
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from torch.func import functional_call
 
 from envs import get_task
 from envs.batched import make_vec
@@ -90,7 +89,7 @@ def estimate(
 ) -> dict[str, Any]:
     """The estimates that one batch of the policy at ``points[0]`` allows, there and (weighted) at the others."""
     at = LogProbAtPoints(
-        lambda parameters: functional_call(model._law, parameters, (batch.observations, batch.actions)),
+        lambda parameters: model._law.at(parameters, batch.observations, batch.actions),
         points,
         vectorised=False,
         with_respect_to=model._law.actor_names,
@@ -126,7 +125,7 @@ def estimate(
 def weights_of(model: TrajectoryAlgorithm, batch: TrajectoryBatch, points: list[Vector]) -> list[Tensor]:
     """Per-decision weights from the policy at ``points[0]`` to the others."""
     inputs = (batch.observations, batch.actions)
-    log_prob = [pad(functional_call(model._law, point, inputs).double(), batch.mask) for point in points]
+    log_prob = [pad(model._law.at(point, *inputs).double(), batch.mask) for point in points]
     return [per_decision_weights(each, log_prob[0], batch.mask) for each in log_prob[1:]]
 
 

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class ActionLaw(nn.Module):
-    """A policy's action distribution as a module of its own, for `torch.func.functional_call`.
+    """A policy's action distribution as a module of its own, to be evaluated at other parameters.
 
     Parameters are named as in the policy, behind ``policy.``.
 
@@ -25,6 +26,8 @@ class ActionLaw(nn.Module):
     def __init__(self, policy: ActorCriticPolicy, observation: Any) -> None:
         super().__init__()
         self.policy = policy
+        # As when acting; a batch normalisation would also refuse a single observation otherwise.
+        policy.set_training_mode(False)
         distribution = policy.get_distribution(observation)
         # The mode, so that no random number is drawn.
         log_prob = distribution.log_prob(distribution.get_actions(deterministic=True))
@@ -36,6 +39,16 @@ class ActionLaw(nn.Module):
         """Log-probabilities of ``actions``, shape ``(n,)``, or sampled actions if there are none."""
         distribution = self.policy.get_distribution(observations)
         return distribution.get_actions() if actions is None else distribution.log_prob(actions)
+
+    def at(self, point: dict[str, Tensor], observations: Any, actions: Tensor | None = None) -> Tensor:
+        """As a call, at the parameters (and statistics) of ``point``; the policy keeps its own.
+
+        SB3 and the policies here register one module under several names (``features_extractor`` and
+        ``pi_features_extractor``). `torch.func.functional_call` ties those names by default, and after the call leaves
+        the policy with the point's tensors in place of its own; one name of each is enough.
+        """
+        result: Tensor = functional_call(self, point, (observations, actions), tie_weights=False)
+        return result
 
     def named(self, names: list[str]) -> dict[str, nn.Parameter]:
         """The parameters of these names, in this order."""

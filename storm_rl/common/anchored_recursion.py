@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storm_rl.common.arguments import check_range
 from storm_rl.optim.recursion import recursive_direction
 
 Vector = dict[str, Tensor]
@@ -47,8 +48,7 @@ class AnchoredRecursion:
     moves_anchor = True
 
     def __init__(self, momentum: float = 0.0) -> None:
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum must lie in [0, 1] (1 forgets the past), got {momentum}")
+        check_range("momentum", momentum, 0.0, 1.0)
         self.momentum = momentum
         self.restart()
 

@@ -1,6 +1,6 @@
 """The on-policy base: SB3's, with rewards and observations that are checked and whose scale is measured."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,29 +8,26 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from storm_rl.common.policies import POLICY_ALIASES, StandardisedActorCriticPolicy, environment_actions
+from storm_rl.common.faults import acting, check_policy_outputs, check_transition
+from storm_rl.common.policies import StandardisedActorCriticPolicy, environment_actions
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm
 from storm_rl.common.rollout_window import RolloutWindow, rollout_from_buffer
 from storm_rl.common.running_statistics import DiscountedReturnStatistics
 
-_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-_OBSERVATION_SPACES = (*_ACTION_SPACES, spaces.Dict)
 
-
-class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
+class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
     """SB3's :class:`OnPolicyAlgorithm` for standardised policies.
 
-    Adds to the base: clear errors for unsupported spaces and for NaN or infinite rewards and observations, and
-    the running scale of the rewards (``return_statistics``), which sets the unit of the critic.
+    Adds to the base: clear errors for NaN or infinite actions, rewards and observations, a window of recent rollouts,
+    and the running scale of the rewards (``return_statistics``), which sets the unit of the critic.
     """
 
     policy: StandardisedActorCriticPolicy
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
 
     def __init__(
         self,
@@ -44,27 +41,12 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     ) -> None:
         self.reuse_rollouts = reuse_rollouts
         self.transitions_per_rollout = transitions_per_rollout
-        super().__init__(policy, env, n_steps=n_steps, _init_setup_model=False, **kwargs)  # type: ignore[arg-type]
+        super().__init__(policy, env, n_steps=n_steps, _init_setup_model=False, **kwargs)
         if not issubclass(self.policy_class, StandardisedActorCriticPolicy):
             raise TypeError(
                 f"policy {self.policy_class.__name__} is not a {StandardisedActorCriticPolicy.__name__}: use one of "
                 f"{', '.join(self.policy_aliases)} or a subclass of storm_rl.common.policies' classes."
             )
-
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Every environment comes through here, before SB3 asserts anything about it.
-        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        actions, observations = wrapped.action_space, wrapped.observation_space
-        if not isinstance(actions, _ACTION_SPACES):
-            raise TypeError(f"unsupported action space {actions}: {_names(_ACTION_SPACES)} are supported.")
-        if isinstance(actions, spaces.Box) and not np.isfinite([actions.low, actions.high]).all():
-            raise ValueError(f"action space {actions} must have finite bounds.")
-        if not isinstance(observations, _OBSERVATION_SPACES):
-            raise TypeError(
-                f"unsupported observation space {observations}: {_names(_OBSERVATION_SPACES)} are supported."
-            )
-        return wrapped
 
     def _check_rollout_size(self) -> None:
         if self.n_steps is None:
@@ -81,6 +63,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             )
 
     def _setup_model(self) -> None:
+        self._check_policy()
         self._check_rollout_size()
         super()._setup_model()
         self.window = RolloutWindow(self.reuse_rollouts)
@@ -100,7 +83,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             False if a callback ended the training in the middle of the rollout.
 
         Raises:
-            ValueError: A reward or observation is NaN or infinite.
+            ValueError: An action, reward or observation is NaN or infinite; names environment and env step.
         """
         assert self._last_obs is not None
         self.policy.set_training_mode(False)
@@ -114,14 +97,16 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
+        self._in_rollout = True
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            with torch.no_grad():
+            with torch.no_grad(), acting(self.policy, self.num_timesteps):
                 actions_tensor, values, log_probs = self.policy(
                     obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 )
+            check_policy_outputs(self.num_timesteps, actions=actions_tensor, values=values, log_probs=log_probs)
             actions = actions_tensor.cpu().numpy()
 
             new_obs, rewards, dones, infos = env.step(environment_actions(self.policy, actions))
@@ -129,9 +114,12 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
             callback.update_locals(locals())
             if not callback.on_step():
+                # Unlike SB3: the next rollout begins where the environments are, not one step behind.
+                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                self._in_rollout = False
                 return False
 
-            self._check_finite_step(new_obs, rewards)
+            check_transition(new_obs, rewards, dones, infos, self.num_timesteps)
             self._update_info_buffer(infos, dones)
             raw_rewards[n_steps], raw_dones[n_steps] = rewards, dones
             for index in self._truncated(dones, infos):
@@ -158,6 +146,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             rollout_from_buffer(rollout_buffer, raw_rewards, raw_dones, truncations, new_obs, self.policy)
         )
         self._window_end = new_obs
+        self._in_rollout = False
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -183,22 +172,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
         ]
 
-    def _check_finite_step(self, new_obs: VecEnvObs, rewards: np.ndarray) -> None:
-        if not np.isfinite(rewards).all():
-            index = int(np.flatnonzero(~np.isfinite(rewards))[0])
-            raise ValueError(
-                f"environment {index} gave reward {rewards[index]} at env step {self.num_timesteps}; rewards must be "
-                "finite. The policy and all statistics are as before this rollout."
-            )
-        parts = new_obs if isinstance(new_obs, dict) else {"observation": np.asarray(new_obs)}
-        for key, batch in parts.items():
-            if np.issubdtype(batch.dtype, np.floating) and not np.isfinite(batch).all():
-                index = int(np.argwhere(~np.isfinite(batch))[0][0])
-                raise ValueError(
-                    f"environment {index} gave a NaN or infinite {key} at env step {self.num_timesteps}: "
-                    f"{batch[index]}. The policy and all statistics are as before this rollout."
-                )
-
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "return_statistics", "window", "_window_end"]
 
@@ -206,6 +179,15 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         state_dicts, tensors = super()._get_torch_save_params()
         return [*state_dicts, "return_statistics"], tensors
 
+    def _run_state(self) -> dict[str, Any]:
+        state = super()._run_state()
+        if not self._in_rollout and self._last_obs is not None and self._last_obs is self._window_end:
+            # Otherwise the next rollout does not continue the window, and would clear it.
+            state["window"] = self.window.state_dict()
+        return state
 
-def _names(types: tuple[type, ...]) -> str:
-    return ", ".join(kind.__name__ for kind in types)
+    def _load_run_state(self, state: dict[str, Any], resumes: bool) -> None:
+        super()._load_run_state(state, resumes)
+        if resumes and "window" in state and self._last_obs is not None:
+            self.window.load_state_dict(state["window"], self.device)
+            self._window_end = self._last_obs

@@ -232,6 +232,7 @@ def environment_actions(policy: BasePolicy, actions: npt.NDArray[Any]) -> npt.ND
     space = policy.action_space
     if not isinstance(space, spaces.Box):
         return actions
+    actions = actions.reshape(-1, *space.shape)  # Distributions are over vectors.
     if policy.squash_output:
         return np.asarray(policy.unscale_action(actions))
     clipped: npt.NDArray[Any] = np.clip(actions, space.low, space.high)

@@ -115,6 +115,20 @@ class RolloutWindow:
         """Forget all: the next rollout does not begin where the last one ended."""
         self.rollouts = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python only."""
+        return {"rollouts": [dict(vars(rollout)) for rollout in self.rollouts]}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` gave; a smaller window keeps the newest rollouts."""
+
+        def placed(part: Any) -> Any:
+            if isinstance(part, dict):
+                return {key: placed(entry) for key, entry in part.items()}
+            return part.to(device) if isinstance(part, Tensor) else part
+
+        self.rollouts = [Rollout(**placed(rollout)) for rollout in state["rollouts"]][-self.size :]
+
     @torch.no_grad()
     def transitions(self, policy: StandardisedActorCriticPolicy, gamma: float, gae_lambda: float) -> Transitions:
         """All transitions, with advantages and value targets under ``policy`` as it is now.

@@ -1,15 +1,13 @@
 """The base of the algorithms that learn from whole trajectories: collection, two-point gradients, steps, critic."""
 
 import time
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import (
     explained_variance,
@@ -18,12 +16,14 @@ from stable_baselines3.common.utils import (
     update_learning_rate,
 )
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from storm_rl.common.action_law import ActionLaw
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
+from storm_rl.common.arguments import check_integer, check_range
+from storm_rl.common.faults import acting, all_or_nothing, check_policy_outputs, check_transition
 from storm_rl.common.observations import ObservationBatch, select
-from storm_rl.common.policies import POLICY_ALIASES, StandardisedActorCriticPolicy, environment_actions
+from storm_rl.common.policies import StandardisedActorCriticPolicy, environment_actions
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm
 from storm_rl.common.trajectories import EpisodeRecorder, TrajectoryBatch
 from storm_rl.gradients.importance_weights import (
     effective_sample_size,
@@ -47,7 +47,7 @@ SelfTrajectoryAlgorithm = TypeVar("SelfTrajectoryAlgorithm", bound="TrajectoryAl
 _ENDLESS_EPISODE = 100_000
 
 
-class TrajectoryAlgorithm(BaseAlgorithm):
+class TrajectoryAlgorithm(ResumableAlgorithm):
     r"""Base class: ascend :math:`J(\theta) = E[\sum_h \gamma^h r_h]` along an `AnchoredRecursion` of gradients.
 
     Each iteration collects a batch of complete episodes (large or small, as the recursion asks), evaluates the
@@ -96,7 +96,6 @@ class TrajectoryAlgorithm(BaseAlgorithm):
     """
 
     policy: ActorCriticPolicy
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
 
     def __init__(
         self,
@@ -137,7 +136,6 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             seed=seed,
             device=device,
             support_multi_env=True,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
         self.batch_size = batch_size
         self.mini_batch_size = mini_batch_size
@@ -157,11 +155,9 @@ class TrajectoryAlgorithm(BaseAlgorithm):
 
     def _check_settings(self) -> None:
         for name in ("batch_size", "mini_batch_size", "critic_epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+            setattr(self, name, check_integer(name, getattr(self, name), 1))
+        check_range("gamma", self.gamma, 0.0, 1.0)
+        check_range("critic_learning_rate", self.critic_learning_rate, 0.0, 1e6)
         if self.estimator not in ("gpomdp", "reinforce"):
             raise ValueError(f"estimator must be 'gpomdp' or 'reinforce', got {self.estimator!r}")
         if self.weights not in ("per_decision", "trajectory"):
@@ -169,8 +165,8 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         check_baseline(self.baseline)
         if self.estimator == "reinforce" and (self.baseline == "state_value" or self.weights == "per_decision"):
             raise ValueError("estimator='reinforce' needs weights='trajectory' and no state_value baseline")
-        if self.weight_truncation is not None and not self.weight_truncation > 0:
-            raise ValueError(f"weight_truncation must be positive, got {self.weight_truncation}")
+        if self.weight_truncation is not None:
+            check_range("weight_truncation (None for no bound)", self.weight_truncation, 0.0, low_included=False)
 
     # Set-up, saving ---------------------------------------------------------------------------------------------
 
@@ -179,6 +175,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         raise NotImplementedError
 
     def _setup_model(self) -> None:
+        self._check_policy()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self.policy_class(  # type: ignore[assignment]
@@ -219,7 +216,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             False if a callback ended training; the batch is then lost.
 
         Raises:
-            ValueError: If a reward is not finite, or an episode does not end.
+            ValueError: If an action, reward or observation is not finite, or an episode does not end.
         """
         env = self.env
         assert env is not None
@@ -231,10 +228,13 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         recorder = EpisodeRecorder(env.num_envs, n_episodes)
         quota, sources = recorder.quota, self._draw_sources(n_episodes)
         callback.on_rollout_start()
+        self._in_rollout = True
         while not quota.filled:
             observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-            with torch.no_grad():
-                actions = self._act(observations, sources[quota.playing]).cpu().numpy()
+            with torch.no_grad(), acting(self.policy, self.num_timesteps):
+                sampled = self._act(observations, sources[quota.playing])
+            check_policy_outputs(self.num_timesteps, actions=sampled)
+            actions = sampled.cpu().numpy()
             new_obs, rewards, dones, infos = env.step(environment_actions(self.policy, actions))
             self.num_timesteps += env.num_envs
 
@@ -242,10 +242,10 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             if not callback.on_step():
                 # Mid-episode: the next batch must begin with a reset.
                 self._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
+                self._in_rollout = False
                 return False
 
-            if not np.isfinite(rewards).all():
-                raise ValueError(f"an environment gave a reward that is not finite: {rewards.tolist()}")
+            check_transition(new_obs, rewards, dones, infos, self.num_timesteps)
             counted = [info if playing >= 0 else {} for info, playing in zip(infos, quota.playing, strict=True)]
             self._update_info_buffer(counted, dones)
             recorder.record(self._last_obs, actions, rewards, dones)
@@ -256,6 +256,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
                 )
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
+        self._in_rollout = False
         self._batch = recorder.batch(self.device)
         self.n_episodes += n_episodes
         self.logger.record("rollout/idle_fraction", recorder.idle_fraction)
@@ -271,7 +272,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         """Sample an action for each environment from the policy that plays there."""
         actions: Tensor = self._law(observations)
         if self.recursion.anchor is not None and (sources == 1).any():
-            from_anchor = functional_call(self._law, self.recursion.anchor, (observations,))
+            from_anchor = self._law.at(self.recursion.anchor, observations)
             chosen = torch.as_tensor(sources == 1, device=actions.device)
             actions = torch.where(chosen.reshape(-1, *[1] * (actions.dim() - 1)), from_anchor, actions)
         return actions
@@ -311,10 +312,11 @@ class TrajectoryAlgorithm(BaseAlgorithm):
             self.train()
             # After training, unlike SB3's loop, where the values of the last update would be lost.
             if log_interval is not None and iteration % log_interval == 0:
-                self._dump_logs(iteration)
+                self.dump_logs(iteration)
         callback.on_training_end()
         return self
 
+    @all_or_nothing
     def train(self) -> None:
         """One step along the recursion's direction, from the batch collected last."""
         batch, recursion = self._batch, self.recursion
@@ -322,7 +324,7 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         anchored = not recursion.large_batch
         points = [point, recursion.anchor] if anchored and recursion.anchor is not None else [point]
         at_points = LogProbAtPoints(
-            lambda parameters: functional_call(self._law, parameters, (batch.observations, batch.actions)),
+            lambda parameters: self._law.at(parameters, batch.observations, batch.actions),
             points,
             # Two passes over 2,000 (50,000) states take 10 (230) ms on one core, stacked parameters 9 (290) ms, and
             # any policy can be evaluated plainly.
@@ -446,7 +448,8 @@ class TrajectoryAlgorithm(BaseAlgorithm):
         if hasattr(self.policy, "log_std"):
             record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
-    def _dump_logs(self, iteration: int) -> None:
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log; as SB3's on-policy algorithms."""
         assert self.ep_info_buffer is not None
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         if self.ep_info_buffer:
@@ -454,7 +457,8 @@ class TrajectoryAlgorithm(BaseAlgorithm):
                 self.logger.record(key, safe_mean([info[entry] for info in self.ep_info_buffer]))
         if self.ep_success_buffer:
             self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        self.logger.record("time/iterations", iteration, exclude="tensorboard")
+        if iteration > 0:
+            self.logger.record("time/iterations", iteration, exclude="tensorboard")
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")

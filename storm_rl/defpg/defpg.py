@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
+from storm_rl.common.arguments import check_range
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.importance_weights import defensive_weights
 from storm_rl.gradients.returns import Baseline
@@ -72,7 +73,8 @@ class DEFPG(TrajectoryAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if not 0.0 <= defensive < 1.0:
+        check_range("defensive", defensive, 0.0, 1.0)
+        if defensive == 1.0:
             raise ValueError(f"defensive must lie in [0, 1) (the previous policy's share), got {defensive}")
         self.probability = probability
         self.defensive = defensive

@@ -7,6 +7,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
+from storm_rl.common.arguments import check_range
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
 
@@ -19,8 +20,7 @@ class CoinRecursion(AnchoredRecursion):
     """
 
     def __init__(self, probability: float) -> None:
-        if not 0.0 < probability <= 1.0:
-            raise ValueError(f"probability must lie in (0, 1], got {probability}")
+        check_range("probability", probability, 0.0, 1.0, low_included=False)
         self.probability = probability
         super().__init__(momentum=0.0)
 

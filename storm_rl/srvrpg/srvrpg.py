@@ -7,6 +7,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
+from storm_rl.common.arguments import check_integer
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
 
@@ -19,8 +20,7 @@ class EpochRecursion(AnchoredRecursion):
     """
 
     def __init__(self, epoch_length: int) -> None:
-        if epoch_length < 1:
-            raise ValueError(f"epoch_length must be at least 1, got {epoch_length}")
+        check_integer("epoch_length", epoch_length, 1)
         self.epoch_length = epoch_length
         super().__init__(momentum=0.0)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from storm_rl.common.arguments import check_integer, check_range
 from storm_rl.common.distributions import kept, mean_kl
+from storm_rl.common.faults import all_or_nothing
 from storm_rl.common.observations import select
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
 from storm_rl.common.rollout_window import Transitions
@@ -175,23 +177,24 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         for name in ("reuse_rollouts", "critic_steps", "batch_size", "cg_iterations", "fisher_rollouts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}.")
+            setattr(self, name, check_integer(name, getattr(self, name), 1))
+        for name in ("gamma", "gae_lambda", "momentum_floor"):
+            check_range(name, getattr(self, name), 0.0, 1.0)
+        if not isinstance(self.momentum, str):
+            check_range("momentum", self.momentum, 0.0, 1.0, low_included=False)
         for name in ("max_weight", "max_kl"):
-            value = getattr(self, name)
-            if value is not None and not value > 0.0:
-                raise ValueError(f"{name} must be positive or None, got {value!r}.")
+            if getattr(self, name) is not None:
+                check_range(f"{name} (None for no bound)", getattr(self, name), 0.0, low_included=False)
+        check_range("ent_coef", self.ent_coef, -1e6, 1e6)
+        check_integer("fisher_states", self.fisher_states, 1)
+        check_integer("sde_sample_freq", self.sde_sample_freq, -1)
         if self.metric not in ("fisher", "euclidean"):
             raise ValueError(f'metric must be "fisher" or "euclidean", got {self.metric!r}.')
-        if not self.damping > 0.0:
-            raise ValueError(f"damping must be positive, got {self.damping!r}.")
+        check_range("damping", self.damping, 0.0, 1e6, low_included=False)
         if self.fisher_states < self.fisher_rollouts:
             raise ValueError(
-                f"fisher_states must give each of the {self.fisher_rollouts} rollouts at least one state, got "
-                f"{self.fisher_states!r}."
+                f"fisher_states must give each of fisher_rollouts={self.fisher_rollouts} rollouts at least one state, "
+                f"got {self.fisher_states!r}."
             )
 
     def _setup_model(self) -> None:
@@ -203,6 +206,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             else EuclideanMetric()
         )
 
+    @all_or_nothing
     def train(self) -> None:
         """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
         batch = self._transitions()

@@ -8,6 +8,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
+from storm_rl.common.arguments import check_integer
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
 
@@ -28,8 +29,7 @@ class SnapshotRecursion(AnchoredRecursion):
     moves_anchor = False
 
     def __init__(self, batch_size: int, mini_batch_size: int, max_sub_iterations: int) -> None:
-        if max_sub_iterations < 1:
-            raise ValueError(f"max_sub_iterations must be at least 1, got {max_sub_iterations}")
+        check_integer("max_sub_iterations", max_sub_iterations, 1)
         self.batch_size = batch_size
         self.mini_batch_size = mini_batch_size
         self.max_sub_iterations = max_sub_iterations

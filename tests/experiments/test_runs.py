@@ -91,7 +91,7 @@ def test_grid_skips_finished_runs_and_reports_failed_ones(tmp_path: Path) -> Non
     path = tmp_path / "raw" / f"{good.stem}.json.gz"
     before = path.stat().st_mtime_ns
     failure = json.loads((tmp_path / "raw" / f"{bad.stem}.failed.json").read_text())
-    assert "gamma must lie in [0, 1], got 7" in failure["traceback"]
+    assert "gamma must be a number in [0, 1], got 7" in failure["traceback"]
     assert run_grid([good], tmp_path, 2, QUIET, budget=1_000) == []
     assert path.stat().st_mtime_ns == before
 

@@ -1,0 +1,230 @@
+"""The state of a running environment as plain data, so that training can go on in another process exactly."""
+
+import random
+import types
+from collections import OrderedDict, deque
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv
+
+# Recorded as they are. Exact types: numpy's float64 is a float too, but is not read back as plain data.
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# Part of how an environment was made or shown, not of its state: left as the other process has them.
+_CONSTANT = (
+    type,
+    np.dtype,
+    range,
+    slice,
+    property,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    EnvSpec,
+    WrapperSpec,
+    ResultsWriter,
+)
+# What SB3's wrappers copy from their class.
+_SKIPPED_ATTRIBUTES = ("class_attributes",)
+
+
+def environment_state(env: VecEnv | gym.Env[Any, Any]) -> Any:
+    """All that the future of ``env`` depends on, as tensors and plain Python (readable with ``weights_only=True``).
+
+    Wrappers, environments and their generators are walked through, attribute by attribute. An object that has
+    ``get_state()`` and ``set_state(state)`` of its own is asked instead; that is the way for an environment whose
+    state is not in plain attributes (a physics engine, another process).
+
+    Known to be exact: gymnasium's classic-control and toy-text environments, also inside gymnasium's wrappers and
+    SB3's ``Monitor``, ``DummyVecEnv``, ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage`` and ``VecMonitor``.
+
+    Args:
+        env: A vectorised environment of this process, or a single one.
+
+    Returns:
+        What `restore_environment` takes; shares no memory with ``env``.
+
+    Raises:
+        ValueError: Something in ``env`` is not plain data; the message names the attribute.
+
+    Example:
+        >>> from stable_baselines3.common.env_util import make_vec_env
+        >>> from storm_rl.common.environment_state import environment_state, restore_environment
+        >>> first, second = make_vec_env("CartPole-v1", 2, seed=0), make_vec_env("CartPole-v1", 2, seed=1)
+        >>> _ = first.reset(), second.reset()
+        >>> restore_environment(second, environment_state(first))
+        >>> bool((first.step([0, 1])[0] == second.step([0, 1])[0]).all())
+        True
+    """
+    return _encode(env, type(env).__name__, set())
+
+
+def restore_environment(env: VecEnv | gym.Env[Any, Any], state: Any) -> None:
+    """Put ``env`` where the environment was whose ``state`` this is.
+
+    Args:
+        env: Made and wrapped in the same way as that one.
+        state: What `environment_state` gave, here or in another process.
+
+    Raises:
+        ValueError: ``env`` is of another kind, wrapped differently, or has another number of environments.
+    """
+    recorded = _recorded_num_envs(state)
+    if isinstance(env, VecEnv) and recorded is not None and recorded != env.num_envs:
+        raise ValueError(f"the state is of {recorded} environments; these are {env.num_envs}")
+    _decode(state, env, type(env).__name__)
+
+
+def _recorded_num_envs(state: Any) -> Any:
+    return state.get("attributes", {}).get("num_envs")
+
+
+def _encode(value: Any, path: str, seen: set[int]) -> Any:
+    """Plain values and tensors as they are, everything else as a dict that says what it is."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        raw = np.frombuffer(value.tobytes(), dtype=np.uint8).copy()
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        return {"kind": kind, "dtype": value.dtype.str, "shape": tuple(value.shape), "bytes": torch.from_numpy(raw)}
+    if isinstance(value, dict):
+        items = [(_encode(key, path, seen), _encode(entry, f"{path}[{key!r}]", seen)) for key, entry in value.items()]
+        return {"kind": "dict", "items": items}
+    if isinstance(value, (list, tuple, deque)):
+        entries = [_encode(entry, f"{path}[{index}]", seen) for index, entry in enumerate(value)]
+        return {
+            "kind": next(kind.__name__ for kind in (list, tuple, deque) if isinstance(value, kind)),
+            "items": entries,
+        }
+    if isinstance(value, np.random.Generator):
+        return {"kind": "generator", "state": _encode(value.bit_generator.state, path, seen)}
+    if isinstance(value, np.random.RandomState):
+        return {"kind": "random_state", "state": _encode(value.get_state(legacy=False), path, seen)}
+    if isinstance(value, random.Random):
+        return {"kind": "python_random", "state": value.getstate()}
+    if isinstance(value, spaces.Space):
+        return _encode_space(value, path, seen)
+    if isinstance(value, _CONSTANT) or type(value).__module__.split(".")[0] == "pygame" or id(value) in seen:
+        return {"kind": "kept"}
+    return _encode_object(value, path, seen)
+
+
+def _encode_space(space: spaces.Space[Any], path: str, seen: set[int]) -> dict[str, Any]:
+    """The generator that ``sample()`` draws from; the rest of a space does not change."""
+    parts = {name: getattr(space, name) for name in ("_np_random", "spaces") if getattr(space, name, None) is not None}
+    return {"kind": "space", "parts": {name: _encode(part, path, seen) for name, part in parts.items()}}
+
+
+def _encode_object(value: Any, path: str, seen: set[int]) -> dict[str, Any]:
+    seen.add(id(value))
+    recorded = {"kind": "object", "classes": _class_names(value)}
+    if callable(getattr(type(value), "get_state", None)) and callable(getattr(type(value), "set_state", None)):
+        return {**recorded, "state": _encode(value.get_state(), path, seen)}
+    known = type(value).__module__.split(".")[0] in ("gymnasium", "stable_baselines3")
+    if not (known or isinstance(value, (gym.Env, VecEnv))) or not hasattr(value, "__dict__"):
+        raise ValueError(
+            f"the environment's state cannot be kept: {path} is a {_class_names(value)[0]}, which is no plain data. "
+            "Give the environment methods get_state() and set_state(state), or do without the exact state."
+        )
+    attributes = {
+        name: _encode(attribute, f"{path}.{name}", seen)
+        for name, attribute in vars(value).items()
+        if name not in _SKIPPED_ATTRIBUTES
+    }
+    return {**recorded, "attributes": attributes}
+
+
+def _decode(state: Any, current: Any, path: str) -> Any:
+    """The value that ``state`` was made from; objects and generators are changed in place, so that they stay shared."""
+    if isinstance(state, torch.Tensor):
+        return state.clone()
+    if not isinstance(state, dict):
+        return state
+    kind = state["kind"]
+    if kind == "kept":
+        return current
+    if kind in ("array", "scalar"):
+        array = np.frombuffer(state["bytes"].numpy().tobytes(), dtype=np.dtype(state["dtype"])).reshape(state["shape"])
+        return array.copy() if kind == "array" else array[()]
+    if kind == "dict":
+        held = current if isinstance(current, dict) else {}
+        result: dict[Any, Any] = OrderedDict() if isinstance(current, OrderedDict) else {}
+        for key, entry in state["items"]:
+            name = _decode(key, None, path)
+            result[name] = _decode(entry, held.get(name), f"{path}[{name!r}]")
+        return result
+    if kind in ("list", "tuple", "deque"):
+        return _decode_sequence(state, current, path)
+    if kind == "generator":
+        recorded = _decode(state["state"], None, path)
+        if current is None:  # gymnasium's environments have none before their first reset.
+            current = np.random.Generator(getattr(np.random, recorded["bit_generator"])())
+        _check_kind(kind, current, path)
+        current.bit_generator.state = recorded
+        return current
+    _check_kind(kind, current, path)
+    if kind == "random_state":
+        current.set_state(_decode(state["state"], None, path))
+    elif kind == "python_random":
+        current.setstate(state["state"])
+    elif kind == "space":
+        _decode_space(state["parts"], current, path)
+    else:
+        _decode_object(state, current, path)
+    return current
+
+
+def _decode_sequence(state: dict[str, Any], current: Any, path: str) -> Any:
+    held = list(current) if isinstance(current, (list, tuple, deque)) else []
+    held += [None] * (len(state["items"]) - len(held))
+    entries = [
+        _decode(entry, now, f"{path}[{index}]")
+        for index, (entry, now) in enumerate(zip(state["items"], held, strict=False))
+    ]
+    if state["kind"] == "deque":
+        return deque(entries, maxlen=current.maxlen if isinstance(current, deque) else None)
+    return tuple(entries) if state["kind"] == "tuple" else entries
+
+
+def _decode_space(parts: dict[str, Any], space: spaces.Space[Any], path: str) -> None:
+    if "_np_random" in parts:
+        _decode(parts["_np_random"], space.np_random, path)  # The property makes a generator where there is none.
+    if "spaces" in parts:
+        _decode(parts["spaces"], getattr(space, "spaces", None), path)
+
+
+def _decode_object(state: dict[str, Any], current: Any, path: str) -> None:
+    # Or a sub-class on either side: the RL Zoo puts its own TimeLimit in gymnasium's place wherever it is imported.
+    now, then = _class_names(current), state["classes"]
+    if now[0] not in then and then[0] not in now:
+        raise ValueError(f"the state does not fit: {path} is a {now[0]}, and was a {then[0]}")
+    if "state" in state:
+        current.set_state(_decode(state["state"], None, path))
+        return
+    for name, attribute in state["attributes"].items():
+        if not (isinstance(attribute, dict) and attribute["kind"] == "kept"):
+            vars(current)[name] = _decode(attribute, vars(current).get(name), f"{path}.{name}")
+
+
+def _check_kind(kind: str, current: Any, path: str) -> None:
+    expected: type = {
+        "generator": np.random.Generator,
+        "random_state": np.random.RandomState,
+        "python_random": random.Random,
+        "space": spaces.Space,
+    }.get(kind, object)
+    if current is None or not isinstance(current, expected):
+        raise ValueError(f"the state does not fit: {path} is {current!r}, and was a {kind}")
+
+
+def _class_names(value: Any) -> list[str]:
+    """Its class and those that it inherits from."""
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(value).__mro__]

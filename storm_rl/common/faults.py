@@ -1,0 +1,154 @@
+"""Values that are not finite are found where they appear, and nothing is learned from them."""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+
+Algorithm = TypeVar("Algorithm", bound=Any)
+
+_UNTOUCHED = "The policy and all statistics are as before this rollout."
+
+
+def check_transition(
+    observations: Any, rewards: NDArray[Any], dones: NDArray[np.bool_], infos: list[dict[str, Any]], step: int
+) -> None:
+    """Refuse a vector step of the environments that cannot be learned from.
+
+    Args:
+        observations: Array ``(n_envs, ...)``, or a dict of such.
+        rewards: ``(n_envs,)``.
+        dones: ``(n_envs,)``.
+        infos: Their ``terminal_observation`` is looked at too.
+        step: Env steps so far, for the message.
+
+    Raises:
+        ValueError: A NaN or infinite reward (float32 is what is learned from) or observation; names which.
+    """
+    with np.errstate(over="ignore"):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(rewards, dtype=np.float32)))
+    if bad.size:
+        raise ValueError(
+            f"environment {bad[0]} gave reward {rewards[bad[0]]} at env step {step}; rewards must be finite "
+            f"in float32. {_UNTOUCHED}"
+        )
+    for key, batch in _parts(observations, "observation"):
+        finite = _finite_rows(batch)
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise ValueError(
+                f"environment {index} gave a NaN or infinite {key} at env step {step}: {batch[index]}. {_UNTOUCHED}"
+            )
+    for index in np.flatnonzero(dones).tolist():
+        terminal = infos[index].get("terminal_observation")
+        for key, part in [] if terminal is None else _parts(terminal, "terminal observation"):
+            if not _finite_rows(part[None]).all():
+                raise ValueError(
+                    f"environment {index} gave a NaN or infinite {key} at env step {step}: {part}. {_UNTOUCHED}"
+                )
+
+
+def _parts(observations: Any, name: str) -> list[tuple[str, NDArray[Any]]]:
+    if isinstance(observations, dict):
+        return [(f"{name} {key!r}", np.asarray(part)) for key, part in observations.items()]
+    return [(name, np.asarray(observations))]
+
+
+def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_]:
+    if not np.issubdtype(batch.dtype, np.floating):
+        return np.ones(len(batch), dtype=np.bool_)
+    with np.errstate(over="ignore"):
+        # Networks compute in float32.
+        finite = np.isfinite(batch.astype(np.float32, copy=False)).reshape(len(batch), -1)
+    return np.asarray(finite.all(axis=1))
+
+
+def check_policy_outputs(step: int, **outputs: torch.Tensor) -> None:
+    """Refuse NaN or infinite outputs of the policy.
+
+    Args:
+        step: Env steps so far, for the message.
+        **outputs: Named tensors, each ``(n_envs, ...)``.
+
+    Raises:
+        ValueError: Names the tensor and the environment it was for.
+    """
+    for name, values in outputs.items():
+        # A sum is finite only if all its terms are: one fast look at every step, and a second where it is not.
+        if not values.is_floating_point() or math.isfinite(float(values.sum())):
+            continue
+        finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
+        if not finite.all():
+            raise ValueError(
+                f"the policy gave NaN or infinite {name} for environment {int((~finite).nonzero()[0])} at env step "
+                f"{step}: {not_finite(values)}. No action was taken; look at the policy's parameters."
+            )
+
+
+@contextmanager
+def acting(policy: BasePolicy, step: int) -> Iterator[None]:
+    """Say what is wrong where the policy's distribution cannot be sampled from, in place of torch's own error."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        name = not_finite_name(policy.state_dict())
+        if name is None and not any(word in str(error) for word in ("nan", "NaN", "invalid values")):
+            raise
+        cause = f"its {name} is NaN or infinite" if name else "its action distribution is NaN or infinite"
+        raise ValueError(f"the policy cannot act at env step {step}: {cause}. No action was taken.") from error
+
+
+def not_finite(values: torch.Tensor) -> str:
+    """How many entries are NaN or infinite, in words."""
+    return f"{int((~torch.isfinite(values)).sum())} of {values.numel()} entries"
+
+
+def not_finite_name(state: Any, name: str = "") -> str | None:
+    """The dotted name of the first NaN or infinite number in nested dicts and lists; None if there is none."""
+    if isinstance(state, torch.Tensor):
+        return name if state.is_floating_point() and not bool(torch.isfinite(state).all()) else None
+    if isinstance(state, float):
+        return None if np.isfinite(state) else name
+    entries = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    for key, entry in entries:
+        found = not_finite_name(entry, f"{name}.{key}" if name else str(key))
+        if found is not None:
+            return found
+    return None
+
+
+def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], None]:
+    """Make an update a transaction: it is done and all of it is finite, or the model is as it was before.
+
+    For an algorithm's ``train()``. Covers all that ``get_parameters()`` names: networks with their observation
+    statistics, optimisers, the recursion and what it remembers. Also an interrupt in the middle undoes the update.
+
+    Raises:
+        ValueError: The update failed, or left NaN or infinite numbers; names the env step and the tensor.
+    """
+
+    @functools.wraps(train)
+    def guarded(self: Algorithm) -> None:
+        before, n_updates = copy.deepcopy(self.get_parameters()), self._n_updates
+        try:
+            train(self)
+            name = not_finite_name(self.get_parameters())
+            if name is not None:
+                raise ValueError(f"{name} has become NaN or infinite.")
+        except BaseException as error:
+            self.set_parameters(before)
+            self._n_updates = n_updates
+            if isinstance(error, ValueError):
+                raise ValueError(
+                    f"the update after env step {self.num_timesteps} is undone, parameters are as before it: {error}"
+                ) from error
+            raise
+
+    return guarded

@@ -1,0 +1,104 @@
+"""Files of saved models: written whole or not at all, and looked at before anything in them is unpickled."""
+
+import io
+import json
+import os
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ModelPath = str | Path | io.BufferedIOBase
+
+_HEADER = "storm_rl.json"
+# Not ".pth": SB3's own loaders take each of those for parameters of the model.
+_RUN_STATE = "run_state.pt"
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path``; a crash on the way leaves the old file, or none, and never a part.
+
+    As SB3 does, adds ``.zip`` to a path without suffix, creates missing folders, and evades a folder of that name.
+    """
+    path = Path(path)
+    if path.suffix == "":
+        path = Path(f"{path}.zip")
+    if path.is_dir():
+        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=3)
+        path = Path(f"{path}_2")
+    path.parent.mkdir(exist_ok=True, parents=True)
+    target = Path(os.path.realpath(path))  # A link keeps pointing to where it points.
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def add_run_state(archive: io.BytesIO, algorithm: str, version: str, run_state: dict[str, Any]) -> None:
+    """Add to a model's archive whose it is, and tensors and plain Python beside the parameters."""
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(_HEADER, json.dumps({"algorithm": algorithm, "version": version}))
+        with file.open(_RUN_STATE, "w", force_zip64=True) as member:
+            torch.save(run_state, member)
+
+
+def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]) -> tuple[bytes, dict[str, Any]]:
+    """A model's archive and its run state; nothing is unpickled but tensors and plain Python.
+
+    Args:
+        path: Of the file, with or without ``.zip``, or an open binary file.
+        algorithms: Names of the classes whose models are accepted, the wanted one first.
+        parameters: Names of the state dicts that the wanted algorithm needs.
+
+    Returns:
+        The whole file, and what `add_run_state` added; empty for a file without.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, is no model, or another algorithm's.
+    """
+    content = _read(path)
+    name, wanted = f"file {str(path)!r}" if isinstance(path, (str, Path)) else "the file", algorithms[0]
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"its part {damaged!r} is damaged")
+            members = set(archive.namelist())
+            header = json.loads(archive.read(_HEADER)) if _HEADER in members else {}
+            stored = archive.read(_RUN_STATE) if _RUN_STATE in members else None
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{name} ({len(content)} bytes) is not a whole zip file ({error}); expected one that {wanted}.save() wrote."
+        ) from error
+    if header.get("algorithm", wanted) not in algorithms:
+        raise ValueError(f"{name} is a model of {header['algorithm']}, expected one of {wanted}.")
+    missing = {"data", *(f"{parameter}.pth" for parameter in parameters)} - members
+    if missing:
+        raise ValueError(
+            f"{name} is not a whole model of {wanted}: {', '.join(sorted(missing))} missing, found "
+            f"{', '.join(sorted(members)) or 'nothing'}."
+        )
+    if stored is None:
+        return content, {}
+    return content, torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+
+
+def _read(path: ModelPath) -> bytes:
+    if isinstance(path, (str, Path)):
+        path = Path(path)
+        # As SB3 looks for it: first the name as given.
+        if not path.is_file():
+            path = Path(f"{path}.zip")
+        return path.read_bytes()
+    path.seek(0)
+    return path.read()

@@ -1,0 +1,129 @@
+"""What is particular to the algorithms that learn from whole trajectories."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
+from storm_rl.defpg import DEFPG
+from storm_rl.gpomdp import GPOMDP
+from storm_rl.pagepg import PAGEPG
+from storm_rl.srvrpg import SRVRPG
+from storm_rl.stormpg import STORMPG
+from storm_rl.svrpg import SVRPG
+from tests.contract.cases import FAMILY as ALGORITHMS
+from tests.contract.cases import RandomEnv, parameters
+
+ANCHORED = [algorithm for algorithm in ALGORITHMS if algorithm is not GPOMDP]
+
+
+class Endless(RandomEnv):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, *_ = super().step(action)
+        return observation, reward, False, False, {}
+
+
+def build(algorithm: type[TrajectoryAlgorithm], env: Any = "CartPole-v1", **arguments: Any) -> TrajectoryAlgorithm:
+    sizes: dict[str, Any] = {"batch_size": 4}
+    if algorithm is not GPOMDP:
+        sizes["mini_batch_size"] = 3
+    policy = arguments.pop("policy", "MlpPolicy")
+    return algorithm(policy, env, **{"seed": 0, **sizes, **arguments})
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_any_actor_critic_policy_of_stable_baselines_will_do(algorithm: type[TrajectoryAlgorithm]) -> None:
+    model = build(algorithm, policy=ActorCriticPolicy, baseline="state_value")
+    before = parameters(model)
+    model.learn(400)
+    assert not torch.equal(before, parameters(model))
+
+
+def test_names_in_tensorboard_and_the_last_update_is_among_them(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = build(SVRPG, tensorboard_log=str(tmp_path), baseline="state_value").learn(300)
+    events = EventAccumulator(str(tmp_path / "SVRPG_1"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "time/fps",
+        "train/learning_rate",
+        "train/gradient_norm",
+        "train/direction_norm",
+        "train/step_size",
+        "train/momentum",
+        "train/largest_weight",
+        "train/effective_sample_size",
+        "train/value_loss",
+        "train/explained_variance",
+    } <= tags
+    assert len(events.Scalars("train/direction_norm")) == model._n_updates
+
+
+def test_training_statistics_count_each_episode_of_a_batch_once() -> None:
+    env = make_vec_env("CartPole-v1", 3, seed=0)
+    model = build(GPOMDP, env, batch_size=5).learn(1)
+    assert len(model.ep_info_buffer) == model.n_episodes == 5  # type: ignore[arg-type]
+    model.learn(1, reset_num_timesteps=False)
+    assert model.n_episodes in (5, 10)
+
+
+def test_an_episode_without_end_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storm_rl.common.trajectory_algorithm._ENDLESS_EPISODE", 50)
+    model = build(GPOMDP, Endless())
+    with pytest.raises(ValueError, match="TimeLimit"):
+        model.learn(1000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"mini_batch_size": 0}, "mini_batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"gamma": 1.5}, "gamma"),
+        ({"baseline": "mean"}, "baseline must be one of"),
+        ({"estimator": "pgt"}, "estimator"),
+        ({"weights": "per_step"}, "weights"),
+        ({"weight_truncation": -1.0}, "weight_truncation"),
+        ({"estimator": "reinforce"}, "weights='trajectory'"),
+        ({"max_sub_iterations": 0}, "max_sub_iterations"),
+    ],
+)
+def test_settings_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(SVRPG, **arguments)
+
+
+def test_defensive_share_and_momentum_are_checked() -> None:
+    with pytest.raises(ValueError, match="defensive"):
+        build(DEFPG, defensive=1.0)
+    with pytest.raises(ValueError, match="momentum"):
+        build(STORMPG, momentum=2.0)
+    with pytest.raises(ValueError, match="probability"):
+        build(PAGEPG, probability=0.0)
+    with pytest.raises(ValueError, match="epoch_length"):
+        build(SRVRPG, epoch_length=0)
+
+
+@pytest.mark.parametrize("algorithm", ANCHORED)
+def test_anchors_do_not_outlive_their_environment(algorithm: type[TrajectoryAlgorithm]) -> None:
+    model = build(algorithm).learn(200)
+    model.set_env(make_vec_env("CartPole-v1", 1, seed=5))
+    assert model.recursion.anchor is None
+    assert model.recursion.large_batch
+    model.learn(50)
+
+
+def test_an_anchor_of_another_network_is_a_clear_error() -> None:
+    model, other = build(STORMPG).learn(200), build(STORMPG, policy_kwargs={"net_arch": [8]}).learn(200)
+    model.recursion.load_state_dict(other.recursion.state_dict())
+    with pytest.raises(ValueError, match="anchors must come from this policy"):
+        model.learn(100)
