@@ -29,11 +29,15 @@ def test_run_that_never_gets_there_counts_as_the_budget() -> None:
         "budget": 3000,
         "steps": 3072,
         "learn_seconds": 2.0,
-        "evaluations": {"step": [1000, 2000, 3000], "mean_return": [0.0, 500.0, 0.0]},
+        "evaluations": {"step": [1000, 2000, 3000], "mean_return": [0.0, 500.0, 0.0], "learn_seconds": [0.5, 1.0, 1.5]},
+        "episodes": {"step": [1000, 2900, 3050], "return": [10.0, 30.0, 500.0], "length": [10, 30, 500]},
         "final_returns": [10.0, 20.0],
     }
     row = measure(run)
     assert (row["reached"], row["steps_to_threshold"]) == (False, 3000)
+    assert row["seconds_to_threshold"] == 2.0
+    assert not row["collapsed"]
     assert row["final_return"] == 15.0
+    assert row["training_area"] == 25.0  # Weighed by length, and without what ended past the budget.
     assert row["evaluation_score"] == pytest.approx(0.5)
     assert row["steps_per_second"] == 1536.0
