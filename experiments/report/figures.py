@@ -15,6 +15,8 @@ from experiments.statistics import Estimate, Floats, estimates, iqm, profile
 
 # Enough for the width of a line; the tables' intervals have more.
 BAND_RESAMPLES = 2_000
+# Several bands on top of each other stay lighter than the lines.
+BAND_ALPHA = 0.13
 PROFILE_POINTS = np.linspace(0.0, 1.05, 106)
 
 
@@ -36,17 +38,6 @@ def learning_curves(study: Study, contestants: Sequence[str]) -> Figure:
             if records:
                 _draw_curve(axes, records, style(index))
         axes.axhline(task.threshold, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
-        axes.annotate(
-            "threshold",
-            (0.99, task.threshold),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -2),
-            textcoords="offset points",
-            va="top",
-            ha="right",
-            fontsize=8,
-            color="0.35",
-        )
         axes.set(title=task.id, xlabel="env steps", ylabel="deterministic return")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
     _legend(panels[len(study.tasks)], contestants)
@@ -60,7 +51,7 @@ def _draw_curve(axes: Axes, records: list[dict[str, Any]], line: dict[str, Any])
     )
     middle, low, high = estimates(iqm, [curves], resamples=BAND_RESAMPLES)
     axes.plot(steps, middle, **line, linewidth=1.8, markersize=5, markevery=max(1, len(steps) // 8))
-    axes.fill_between(steps, low, high, color=line["color"], alpha=0.18, linewidth=0)
+    axes.fill_between(steps, low, high, color=line["color"], alpha=BAND_ALPHA, linewidth=0)
 
 
 def steps_to_threshold(study: Study, contestants: Sequence[str]) -> Figure:
@@ -90,7 +81,8 @@ def steps_to_threshold(study: Study, contestants: Sequence[str]) -> Figure:
             median = rows["steps_to_threshold"].median()
             axes.plot([median, median], [index - 0.4, index + 0.4], color="black", linewidth=2)
         axes.set(title=task.id, xscale="log", xlabel="env steps, log scale", ylim=(len(contestants) - 0.5, -0.5))
-        axes.set_xlim(500, task.budget * 1.3)
+        fewest = study.rows.loc[study.rows["task"] == task.id, "steps_to_threshold"].min()
+        axes.set_xlim(fewest / 1.5, task.budget * 1.3)
         axes.axvline(task.budget, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
         axes.set_yticks([])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
@@ -102,7 +94,7 @@ def aggregate_scores(study: Study, contestants: Sequence[str]) -> Figure | None:
     """Interquartile means of normalised scores with their intervals."""
     scores = ("final_score", "evaluation_score")
     names = study.complete(contestants)
-    titles = [f"IQM of normalised {NAMES[score]}" for score in scores]
+    titles = [f"IQM, normalised\n{NAMES[score]}" for score in scores]
     return _intervals(names, contestants, titles, lambda column, name: compared(study, scores[column], name), None)
 
 
@@ -112,7 +104,7 @@ def improvement(study: Study, contestants: Sequence[str]) -> Figure | None:
         return None
     names = [name for name in study.complete(contestants) if name != REFERENCE]
     measures = list(COMPARED)
-    titles = [f"P(better than PPO): {NAMES[measure]}" for measure in measures]
+    titles = [f"P(better than PPO)\n{NAMES[measure]}" for measure in measures]
     return _intervals(names, contestants, titles, lambda column, name: improved(study, measures[column], name), 0.5)
 
 
@@ -127,7 +119,7 @@ def profiles(study: Study, contestants: Sequence[str]) -> Figure | None:
             line = style(list(contestants).index(name))
             value, low, high = estimates(_profile, study.samples(name, score), resamples=BAND_RESAMPLES)
             axes.plot(PROFILE_POINTS, value, **line, linewidth=1.8, markersize=5, markevery=13, label=label(name))
-            axes.fill_between(PROFILE_POINTS, low, high, color=line["color"], alpha=0.18, linewidth=0)
+            axes.fill_between(PROFILE_POINTS, low, high, color=line["color"], alpha=BAND_ALPHA, linewidth=0)
         axes.set(xlabel=f"normalised {NAMES[score]}, $\\tau$", xlim=(0, 1.05), ylim=(-0.02, 1.02))
     panels[0].set_ylabel("share of runs with a score above $\\tau$")
     panels[0].legend(loc="lower left", fontsize=8, handlelength=4)
@@ -147,12 +139,14 @@ def _intervals(
 ) -> Figure | None:
     if not names:
         return None
-    figure, panels = new_figure(1, len(titles), (9.6, 1.1 + 0.36 * len(names)), sharey=True)
+    figure, panels = new_figure(1, len(titles), (9.6, 1.3 + 0.36 * len(names)), sharey=True)
     for column, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         for row, name in enumerate(names):
             line = style(list(contestants).index(name))
             point = value(column, name)
-            axes.plot([point.low, point.high], [row, row], color=line["color"], linewidth=5, alpha=0.35)
+            axes.plot(
+                [point.low, point.high], [row, row], color=line["color"], linewidth=6, alpha=0.35, solid_capstyle="butt"
+            )
             axes.plot(point.value, row, marker=line["marker"], color=line["color"], markersize=7)
         if reference is not None:
             axes.axvline(reference, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
@@ -181,7 +175,9 @@ def _legend(axes: Axes, contestants: Sequence[str], lines: bool = True) -> None:
     for index, name in enumerate(contestants):
         line = style(index) if lines else {**style(index), "linestyle": "none"}
         handles.append(Line2D([], [], **line, linewidth=1.8, markersize=6, label=label(name)))
-    if not lines:
+    if lines:
+        handles.append(Line2D([], [], color="0.35", linestyle=(0, (1, 1)), linewidth=1, label="threshold"))
+    else:
         handles.append(Line2D([], [], color="black", marker="|", markersize=12, markeredgewidth=2, linestyle="none"))
         handles[-1].set_label("median")
         hollow: dict[str, Any] = {"color": "0.35", "markerfacecolor": "none", "linestyle": "none", "marker": "o"}

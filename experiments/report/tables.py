@@ -43,6 +43,8 @@ def ratios(study: Study, contestants: Sequence[str], reference: str = REFERENCE)
         return pd.DataFrame()
     table = []
     for name in study.complete(contestants):
+        if name == reference:
+            continue
         theirs, ours = study.samples(reference, "steps_to_threshold"), study.samples(name, "steps_to_threshold")
         row = {"agent": label(name)}
         for task, x, y in zip(study.tasks, theirs, ours, strict=True):
