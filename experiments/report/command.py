@@ -218,7 +218,8 @@ def rewrite(readme: Path, study: Study, folder: Path) -> None:
         table = table.merge(ratios[["agent", "geometric mean"]], how="left", on="agent").fillna(tables.NONE)
         table = table.rename(columns={"geometric mean": "PPO's steps / its steps, geometric mean"})
     place = Path(os.path.relpath(folder, readme.parent)).as_posix()
-    seeds = study.rows.groupby(["contestant", "task"]).size()
+    proper = study.rows[study.rows["contestant"].isin(study.contestants)]
+    seeds = proper.groupby(["contestant", "task"]).size()
     count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     parts = [
         BEGIN,
