@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help benchmark test check clean
+.PHONY: help benchmark benchmark-full test check clean
 
 help: ## List the targets.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 benchmark: $(INSTALLED) ## Train STORM+ and PPO on CartPole, print the table, write plots and raw runs.
 	$(BIN)/python -m experiments quickstart
+
+# About 8.5 core hours, from the times of stored runs: 4.5 hours on two cores (docs/benchmark.md).
+benchmark-full: $(INSTALLED) ## Every agent, all five tasks, ten seeds, and the report: hours; resumed if interrupted.
+	$(BIN)/python -m experiments benchmark --all --workers $(shell nproc 2>/dev/null || echo 2)
+	$(BIN)/python -m experiments report
 
 test: $(INSTALLED) ## Run the tests.
 	$(BIN)/python -m pytest --numprocesses 2

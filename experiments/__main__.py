@@ -2,10 +2,11 @@
 
 import sys
 
-from experiments.cli import app
-from experiments.engines import is_full_disk
-
 if __name__ == "__main__":
+    # Not at the top: worker processes import this module again, and need none of it.
+    from experiments.cli import app
+    from experiments.engines import is_full_disk
+
     try:
         app()
     except ValueError as error:

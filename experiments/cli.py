@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from agents import CONTESTANTS
 from envs import TASKS
 from experiments.engines import Engine, dask_workers
 from experiments.report.command import report
@@ -80,6 +81,7 @@ def benchmark(
     first_seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     workers: Workers = 2,
     budget: Annotated[int | None, typer.Option(min=1, help="Env steps in place of each task's own.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Every agent of `agents`, in place of --agent.")] = False,
     engine: EngineOption = EngineName.LOCAL,
     scheduler: Scheduler = None,
     batched: Annotated[
@@ -87,12 +89,15 @@ def benchmark(
     ] = False,
     rerun_broken: RerunBroken = False,
 ) -> None:
-    """Run any agents on any of the benchmark's tasks, by its protocol.
+    """Run any agents on any of the benchmark's tasks, by its protocol; STORM+PG and tuned PPO by default.
 
     A variant of an agent is written with its arguments: --agent "storm_plus_pg[momentum=1.0]".
     """
     chosen_seeds = range(first_seed, first_seed + seeds)
-    specs = grid(agents or ["storm_plus_pg", "ppo_zoo"], tasks or list(TASKS), chosen_seeds, batched)
+    if everyone and agents:
+        raise ValueError("--all is every agent: leave out --agent")
+    names = list(CONTESTANTS) if everyone else agents or ["storm_plus_pg", "ppo_zoo"]
+    specs = grid(names, tasks or list(TASKS), chosen_seeds, batched)
     _exit(run_benchmark(specs, output, workers, budget, _engine(engine, scheduler), rerun_broken))
 
 

@@ -22,7 +22,9 @@ def steps_to_threshold(steps: Sequence[float], returns: Sequence[float], thresho
 
 
 def area_under_curve(steps: Sequence[float], returns: Sequence[float]) -> float:
-    """Mean of the piecewise linear curve through the evaluations, in units of return."""
+    """Mean of the piecewise linear curve through the evaluations, in units of return; NaN without evaluations."""
+    if len(steps) < 2:
+        return float(returns[0]) if returns else float("nan")
     return float(np.trapezoid(returns, steps) / (steps[-1] - steps[0]))
 
 
@@ -49,7 +51,7 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     hit = steps_to_threshold(steps, returns, task.threshold)
     area, final = area_under_curve(steps, returns), float(np.mean(run["final_returns"]))
     training = training_area(run["episodes"], run["budget"])
-    last = float(np.mean(returns[-LAST_EVALUATIONS:]))
+    last = float(np.mean(returns[-LAST_EVALUATIONS:])) if returns else float("nan")
     return {
         "agent": run["agent"],
         "task": run["task"],

@@ -267,7 +267,7 @@ def load_run(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise BrokenRunError(
-            f"{path} is not a whole run file ({error}); --rerun-broken deletes it and runs it again."
+            f"{path} is not a whole run file ({error}); `benchmark --rerun-broken` deletes it and runs it again."
         ) from error
     return checked(record, path)
 
@@ -287,6 +287,7 @@ def checked(record: dict[str, Any], source: Path) -> dict[str, Any]:
     missing = [name for name in RECORD_FIELDS if name not in record]
     if missing:
         raise BrokenRunError(
-            f"{source} is not a whole run file (no {', '.join(missing)}); --rerun-broken deletes it and runs it again."
+            f"{source} is not a whole run file (no {', '.join(missing)}); `benchmark --rerun-broken` deletes it and "
+            "runs it again."
         )
     return record

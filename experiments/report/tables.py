@@ -95,7 +95,7 @@ def collapses(study: Study, contestants: Sequence[str]) -> pd.DataFrame:
 
 
 def versions(study: Study) -> pd.DataFrame:
-    """How many runs each contestant has, and with which versions they were made."""
+    """How many runs each contestant has, how long they took, and with which versions they were made."""
     table = []
     for name in (*study.contestants, *study.variants):
         runs = [run for task in study.tasks for run in study.records(name, task)]
@@ -104,7 +104,9 @@ def versions(study: Study) -> pd.DataFrame:
             for package, version in run["versions"].items():
                 found.setdefault(package, set()).add(version)
         text = ", ".join(f"{package} {'/'.join(sorted(numbers))}" for package, numbers in found.items())
-        table.append({"agent": label(name), "name": name, "runs": str(len(runs)), "versions": text})
+        hours = sum(run["learn_seconds"] + run["evaluation_seconds"] for run in runs) / 3600
+        row = {"agent": label(name), "name": name, "runs": str(len(runs)), "core hours": f"{hours:.2f}"}
+        table.append({**row, "versions": text})
     return pd.DataFrame(table)
 
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from experiments.measures import area_under_curve, measure, steps_to_threshold
@@ -19,6 +20,11 @@ def test_threshold_needs_two_evaluations_in_a_row(returns: list[float], expected
 
 def test_area_weighs_uneven_intervals_by_their_length() -> None:
     assert area_under_curve([0, 1, 11], [0.0, 10.0, 10.0]) == pytest.approx((5.0 + 100.0) / 11.0)
+
+
+def test_short_trials_have_few_evaluations_or_none() -> None:
+    assert area_under_curve([1000], [7.0]) == 7.0
+    assert np.isnan(area_under_curve([], []))
 
 
 def test_run_that_never_gets_there_counts_as_the_budget() -> None:

@@ -179,6 +179,7 @@ def test_every_run_has_its_session_in_the_hparams_view(tmp_path: Path) -> None:
         (["benchmark", "--engine", "dask"], "--engine dask and --scheduler ADDRESS go together"),
         (["benchmark", "--scheduler", "tcp://127.0.0.1:9"], "--engine dask and --scheduler ADDRESS go together"),
         (["benchmark", "--batched"], "--batched: the environments of ppo_zoo are part of its tuned settings"),
+        (["benchmark", "--all", "--agent", "ppo_zoo"], "--all is every agent: leave out --agent"),
         (["report", "--results", "/nowhere"], "/nowhere holds no finished runs"),
         (["watch", "CartPol-v1"], r"Did you mean CartPole-v1\?"),
         (["watch", "CartPole-v1", "--model", "/nowhere"], "no trained agent at /nowhere"),
@@ -188,6 +189,15 @@ def test_command_line_says_what_is_wrong(arguments: list[str], message: str) -> 
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, ValueError)
     assert re.search(message, str(result.exception))
+
+
+def test_exit_code_and_list_name_failed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.studies.benchmark.run_grid", lambda specs, *_: specs)
+    arguments = ["benchmark", "--agent", "ppo_zoo", "--task", "CartPole-v1", "--seeds", "1", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "1 of 1 runs failed" in result.output
+    assert "ppo_zoo__CartPole-v1__seed0.failed.json" in result.output
 
 
 def test_command_line_names_an_unknown_agent(tmp_path: Path) -> None:
