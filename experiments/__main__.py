@@ -15,5 +15,3 @@ if __name__ == "__main__":
         if not is_full_disk(error):
             raise
         sys.exit(f"error: no space left ({error}); nothing is half-written, and the same command continues")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues with the runs that are missing")

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from envs import get_task
 from experiments.engines import Engine, Outcome, is_full_disk, local_processes
@@ -53,8 +54,12 @@ def run_grid(
         console.print(f"{len(done)} of {len(specs)} runs are already in {folder}.")
     if not todo:
         return []
-    with engine or local_processes(min(workers, len(todo))) as running, _progress(console) as progress:
-        return _Follower(running, todo, folder, budget, progress).follow()
+    try:
+        with engine or local_processes(min(workers, len(todo))) as running, _progress(console) as progress:
+            return _Follower(running, todo, folder, budget, progress).follow()
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command continues with the runs that are missing.")
+        raise
 
 
 class _Follower:
@@ -133,10 +138,12 @@ class _Follower:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        # Names of runs are long: they give way to the numbers.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
         console=console,
+        expand=True,
     )

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -7,10 +8,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from agents import CONTESTANTS, Contestant
 from agents.ablations import ABLATIONS
+from agents.storm_plus_pg import build_storm_plus_pg
+from envs import TASKS, Task
 from experiments.cli import app
 from experiments.report import figures, tables
-from experiments.report.command import BEGIN, END, report, rewrite
+from experiments.report.command import BEGIN, END, build, report, rewrite
 from experiments.report.page import markdown_table
 from experiments.report.study import Study
 from experiments.storage import load_runs, pack
@@ -79,6 +83,15 @@ def test_batched_runs_have_rows_of_their_own(store: Store) -> None:
     rows = tables.steps(study, study.contestants)
     assert rows["agent"].tolist() == ["STORM+PG (defaults)", "STORM+PG (defaults) - batched environments"]
     assert rows["CartPole-v1"].tolist() == ["4,000", "8,000"]
+
+
+def test_new_agent_and_new_task_need_one_entry_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task("Acrobot-v1", 10_000, 1_000, -90.0, (-500.0, -75.0))
+    monkeypatch.setitem(TASKS, "Acrobot-v2", dataclasses.replace(task, id="Acrobot-v2"))
+    monkeypatch.setitem(CONTESTANTS, "mine", Contestant("mine", "Mine", build_storm_plus_pg))
+    study = Study.of(load_runs(store("mine", "Acrobot-v2", 0, 3_000).parents[1]))
+    assert tables.steps(study, study.contestants).to_dict("records") == [{"agent": "Mine", "Acrobot-v2": "3,000"}]
+    assert len(build(study, {})) > 4
 
 
 def test_readme_is_rewritten_between_its_marks_only(folder: Path, tmp_path: Path) -> None:
