@@ -246,11 +246,13 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str:
     """Short hash of HEAD; ``unknown`` outside a git checkout."""
+    here = Path(__file__).parent  # Not the working directory, which a distributed worker may have anywhere.
     try:
         revision = subprocess.check_output(
-            ["git", "rev-parse", "--short", "HEAD"], text=True, stderr=subprocess.DEVNULL
+            ["git", "rev-parse", "--short", "HEAD"], text=True, stderr=subprocess.DEVNULL, cwd=here
         )
-        clean = not subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=no"], text=True)
+        status = ["git", "status", "--porcelain", "--untracked-files=no"]
+        clean = not subprocess.check_output(status, text=True, cwd=here)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.strip() + ("" if clean else "+")

@@ -73,7 +73,7 @@ def finished(folder: Path, specs: list[RunSpec], budget: int | None, rerun_broke
             )
     if problems:
         raise ValueError("\n".join(problems))
-    return found
+    return {spec: found[spec] for spec in specs if spec in found}
 
 
 def failures(folder: Path) -> dict[str, str]:

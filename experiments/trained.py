@@ -35,7 +35,7 @@ TOLERANCE = 0.05
 
 CARD = """# STORM+PG on {task}
 
-`{agent}` by the benchmark's protocol, seed {seed}: the median of seeds {seeds} by steps to the threshold, then by final
+`{agent}` by the benchmark's protocol, budget {budget:,} env steps, seed {seed}: the median of seeds {seeds} by steps to the threshold, then by final
 return.
 
 | measure | value |
@@ -125,6 +125,7 @@ def _card(spec: RunSpec, record: Record, rows: pd.DataFrame, row: "pd.Series[Any
         task=spec.task,
         seed=spec.seed,
         seeds=", ".join(str(seed) for seed in sorted(rows["seed"])),
+        budget=record["budget"],
         steps=record["steps"],
         threshold=get_task(spec.task).threshold,
         steps_to_threshold=f"{row['steps_to_threshold']:,.0f}" if row["reached"] else "never reached",

@@ -49,7 +49,6 @@ table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; }
 caption, figcaption { text-align: left; color: #444; font-size: 0.9rem; padding: 0.3rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.7rem; text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; }
 thead th { border-bottom: 2px solid #555; }
 figure { margin: 1rem 0; break-inside: avoid; }
 img { max-width: 100%; height: auto; }
