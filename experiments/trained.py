@@ -35,8 +35,8 @@ TOLERANCE = 0.05
 
 CARD = """# STORM+PG on {task}
 
-`{agent}` by the benchmark's protocol, budget {budget:,} env steps, seed {seed}: the median of seeds {seeds} by steps to the threshold, then by final
-return.
+`{agent}` by the benchmark's protocol, budget {budget:,} env steps, seed {seed}: the median of seeds {seeds} by steps to
+the threshold, then by final return.
 
 | measure | value |
 |---|---|
