@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Test processes at a time.
+WORKERS ?= 2
 
-.PHONY: help benchmark benchmark-full test check clean
+.PHONY: help benchmark benchmark-full test check docs docs-serve dist test-wheel clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,12 +19,40 @@ benchmark-full: $(INSTALLED) ## Every agent, all five tasks, ten seeds, and the 
 	$(BIN)/python -m experiments report
 
 test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 check: $(INSTALLED) ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED) ## Build the documentation into site.
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(INSTALLED) ## Serve the documentation and rebuild it on changes.
+	$(BIN)/python -m mkdocs serve
+
+dist: $(INSTALLED) ## Build sdist and wheel into dist.
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+# A second environment that sees the first one's packages, and the wheel in place of the checkout. The tests are copied
+# away, so that nothing of the checkout can be imported; only those that need no other folder of it are.
+WHEEL_TESTS := tests/conftest.py tests/common tests/optim tests/storm_plus_pg tests/test_public_api.py \
+	$(addprefix tests/family/,test_contract.py test_training.py) \
+	$(addprefix tests/gradients/,test_fisher.py test_importance_weights.py test_returns.py test_traces.py \
+		test_two_point.py)
+
+test-wheel: dist ## Run the library's tests against the installed wheel.
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m venv build/wheel/env
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > build/wheel/packages.pth
+	cp build/wheel/packages.pth "$$(build/wheel/env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	build/wheel/env/bin/python -m pip install --disable-pip-version-check -qq --no-deps --ignore-installed dist/*.whl
+	folder=$$(mktemp -d) && cp --parents -r $(WHEEL_TESTS) $$folder && python=$$PWD/build/wheel/env/bin/python && \
+		cd $$folder && $$python -c 'import storm_rl; assert "build/wheel" in storm_rl.__file__' && \
+		$$python -m pytest tests --import-mode=importlib -q --numprocesses $(WORKERS) && \
+		$${python%python}storm-rl-zoo train --algo storm_plus_pg --env CartPole-v1 -n 512 --eval-freq -1 && rm -r $$folder
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -33,4 +63,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean: ## Remove the virtual environment and caches; results stay.
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,12 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from stable_baselines3.common.logger import Logger
+
+from storm_rl import SVRPG, STORMPlusPG, __version__
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,3 +29,45 @@ def test_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_site_builds_without_a_warning_and_shows_the_version(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert f"storm-rl {__version__}" in (tmp_path / "index.html").read_text()
+    reference = (tmp_path / "api/algorithms/index.html").read_text()
+    assert ":math:" not in reference
+    assert ".. math::" not in reference
+
+
+def test_one_version_everywhere() -> None:
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## \[?(\d+\.\d+\.\d+)", changelog, re.MULTILINE)
+    # Until the first release there is only the section of what comes next.
+    assert "## Unreleased" in changelog or released[0] == __version__
+
+
+class Names(Logger):
+    """Only the names of what is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(None, [])
+        self.seen: set[str] = set()
+
+    def dump(self, step: int = 0) -> None:
+        self.seen |= set(self.name_to_value)
+        super().dump(step)
+
+
+def test_every_name_in_the_log_is_explained() -> None:
+    names = Names()
+    for model in (
+        STORMPlusPG("MlpPolicy", "Pendulum-v1", n_steps=64, critic_steps=4, seed=0),
+        SVRPG("MlpPolicy", "Pendulum-v1", batch_size=2, mini_batch_size=2, baseline="state_value", seed=0),
+    ):
+        model.set_logger(names)
+        model.learn(1_200)
+    assert {"train/cosine_previous_direction", "train/large_batch", "rollout/ep_rew_mean"} <= names.seen
+    page = (ROOT / "docs/tensorboard.md").read_text()
+    assert not {name for name in names.seen if f"`{name}`" not in page}

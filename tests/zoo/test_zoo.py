@@ -1,0 +1,201 @@
+"""RL Zoo's scripts and the hub's card with this package's algorithms, in a temporary folder and without network."""
+
+import builtins
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from agents.family import N_ENVS as FAMILY_N_ENVS
+from agents.family import tuned_settings
+from agents.storm_plus_pg import N_ENVS
+from envs import TASKS
+from storm_rl import SVRPG, STORMPlusPG
+from storm_rl.zoo import ALGORITHMS, cli, hyperparameter_file, model_card, register, save_for_hub
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["storm-rl-zoo", *arguments])
+    cli.main()
+
+
+@pytest.mark.parametrize("algorithm", ["storm_plus_pg", "svrpg"])
+def test_train_then_enjoy(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    same = ("--algo", algorithm, "--env", "CartPole-v1", "--seed", "1", "-f", "logs")
+    run(monkeypatch, "train", *same, "-n", "600", "--eval-freq", "300", "--eval-episodes", "2", "--device", "cpu")
+    assert str(hyperparameter_file(algorithm)) in capsys.readouterr().out
+    folder = tmp_path / "logs" / algorithm / "CartPole-v1_1"
+    assert {"CartPole-v1.zip", "best_model.zip", "evaluations.npz"} <= {path.name for path in folder.iterdir()}
+    model = ALGORITHMS[algorithm].load(folder / "CartPole-v1.zip")
+    assert (model.seed, model.n_envs) == (1, {"storm_plus_pg": N_ENVS, "svrpg": FAMILY_N_ENVS}[algorithm])
+    run(monkeypatch, "enjoy", *same, "-n", "600", "--no-render", "--device", "cpu")
+    assert "Mean reward" in capsys.readouterr().out
+
+
+def test_training_continues_from_a_saved_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    same = ("train", "--algo", "storm_plus_pg", "--env", "Pendulum-v1", "--seed", "1", "--eval-freq", "-1", "-n", "512")
+    run(monkeypatch, *same)
+    run(monkeypatch, *same, "-i", "logs/storm_plus_pg/Pendulum-v1_1/Pendulum-v1.zip")
+    assert (tmp_path / "logs/storm_plus_pg/Pendulum-v1_2/Pendulum-v1.zip").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["storm_plus_pg", "defpg"])
+def test_a_search_finishes_its_trials(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    search = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    run(monkeypatch, "train", "--algo", algorithm, "--env", "CartPole-v1", "-n", "512", "--seed", "1", *search)
+    (report,) = (tmp_path / "logs" / algorithm).glob("report_*.csv")
+    rows = report.read_text().splitlines()
+    assert len(rows) == 3
+    assert all("COMPLETE" in row for row in rows[1:])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_search_space_is_one_of_the_constructors(algorithm: str) -> None:
+    import optuna
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+
+    register()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(5):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER[algorithm](trial, 2, 1, {})
+        assert HYPERPARAMS_CONVERTER[algorithm](trial.params) == sampled
+        ALGORITHMS[algorithm]("MlpPolicy", "CartPole-v1", **sampled)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_files_hold_the_benchmarks_settings_and_nothing_else(algorithm: str) -> None:
+    sections: dict[str, dict[str, Any]] = yaml.safe_load(hyperparameter_file(algorithm).read_text())
+    assert list(sections) == ["default", *TASKS]
+    for task_id, section in sections.items():
+        tuned = tuned_settings(ALGORITHMS[algorithm].__name__, task_id)
+        n_envs = N_ENVS if algorithm == "storm_plus_pg" else FAMILY_N_ENVS
+        budget = TASKS[task_id].budget if task_id in TASKS else 1_000_000
+        assert section == {"n_envs": n_envs, "n_timesteps": budget, "policy": "MlpPolicy", **tuned}
+
+
+def test_a_given_file_and_other_algorithms_are_left_alone() -> None:
+    for arguments in (["--algo", "svrpg", "-conf", "mine.yml"], ["--algo=ppo"], ["--env", "CartPole-v1"]):
+        assert cli.with_hyperparameter_file(arguments) == arguments
+    assert cli.with_hyperparameter_file(["--algo=svrpg"])[:2] == ["--conf-file", str(hyperparameter_file("svrpg"))]
+    with pytest.raises(ValueError, match="unknown algorithm 'ppo'"):
+        hyperparameter_file("ppo")
+
+
+def test_plot_draws_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("seaborn") is None:
+        pytest.skip("RL Zoo's plots need seaborn")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "train", "--algo", "gpomdp", "--env", "CartPole-v1", "-n", "300", "--eval-freq", "-1")
+    run(monkeypatch, "plot", "-a", "gpomdp", "-e", "CartPole-v1", "-f", "logs", "-w", "2")
+    from matplotlib import pyplot
+
+    assert pyplot.gca().lines
+    pyplot.close("all")
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without_the_extra(name: str, *rest: Any, **more: Any) -> Any:
+        if name.split(".")[0] in ("rl_zoo3", "huggingface_hub", "huggingface_sb3"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return original(name, *rest, **more)
+
+    model = SVRPG("MlpPolicy", "CartPole-v1")
+    monkeypatch.setattr(builtins, "__import__", without_the_extra)
+    with pytest.raises(SystemExit, match=r'pip install "storm-rl\[zoo\]"'):
+        run(monkeypatch, "train", "--algo", "svrpg")
+    with pytest.raises(ImportError, match=r'pip install "storm-rl\[zoo\]"'):
+        model_card(model, "CartPole-v1", "me/model", 0.0, 0.0, 1)
+
+
+def test_importing_the_zoo_needs_no_extra() -> None:
+    code = "import sys, storm_rl.zoo, storm_rl.zoo.cli; print(sorted({n.split('.')[0] for n in sys.modules}))"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert not {"rl_zoo3", "optuna", "huggingface_hub", "huggingface_sb3"} & set(eval(modules))
+
+
+def test_an_unknown_command_lists_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="unknown command 'trian'"):
+        run(monkeypatch, "trian")
+
+
+def test_a_folder_for_the_hub_holds_the_model_and_what_it_is_worth(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+    from huggingface_sb3 import EnvironmentName, ModelName
+
+    model = STORMPlusPG("MlpPolicy", "CartPole-v1", n_steps=64, gamma=0.98, seed=3).learn(128)
+    path = save_for_hub(model, "CartPole-v1", tmp_path / "hub", "someone/cartpole", n_episodes=3)
+    assert path.name == ModelName("storm_plus_pg", EnvironmentName("CartPole-v1")).filename
+    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", path.name]
+
+    card = ModelCard.load(path.with_name("README.md"))
+    (result,) = card.data.eval_results
+    assert (card.data.model_name, result.dataset_name) == ("STORMPlusPG", "CartPole-v1")
+    # RL Zoo finds a repository's algorithm and environment here.
+    index = card.data.to_dict()["model-index"][0]
+    assert index["results"][0]["dataset"]["name"] == "CartPole-v1"
+    mean, std = result.metric_value.split(" +/- ")
+    assert f"Mean return {mean}, standard deviation {std}, over 3 episodes" in card.text
+    assert "| seed | 3 |" in card.text
+    assert "| `gamma` | `0.98` |" in card.text
+    assert f'load_from_hub("someone/cartpole", "{path.name}")' in card.text
+
+    loaded = STORMPlusPG.load(path)
+    observation = np.array([0.1, 0.0, -0.1, 0.0], dtype=np.float32)
+    assert loaded.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
+
+
+def test_huggingface_sb3_packages_our_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+
+    # The package's function of the same name hides the module.
+    hub = importlib.import_module("huggingface_sb3.push_to_hub")
+    sent: list[str] = []
+
+    class Offline:
+        def __init__(self, token: str | None = None) -> None: ...
+
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path: Path, **_: Any) -> None:
+            sent.extend(path.name for path in folder_path.iterdir())
+
+    monkeypatch.setattr(hub, "HfApi", Offline)
+    # Draws with ffmpeg.
+    monkeypatch.setattr(hub, "_generate_replay", lambda *_: None)
+    model = STORMPlusPG("MlpPolicy", "CartPole-v1", n_steps=64, seed=3).learn(64)
+    hub.package_to_hub(
+        model,
+        "storm_plus_pg-CartPole-v1",
+        "STORMPlusPG",
+        "CartPole-v1",
+        make_vec_env("CartPole-v1"),
+        "someone/cartpole",
+        n_eval_episodes=1,
+    )
+    assert {"storm_plus_pg-CartPole-v1.zip", "config.json", "results.json", "README.md"} <= set(sent)
+
+
+def test_a_model_of_another_package_has_no_card() -> None:
+    from stable_baselines3 import PPO
+
+    with pytest.raises(ValueError, match="got PPO"):
+        model_card(PPO("MlpPolicy", "CartPole-v1"), "CartPole-v1", "me/model", 0.0, 0.0, 1)
