@@ -42,10 +42,12 @@ class Engine(NamedTuple):
     Attributes:
         submit: Called with the run's number, the run, the study's folder and the budget (None: the task's own).
         reports: Progress: the run's number and its env steps so far.
+        note: What whoever waits should know; empty as a rule.
     """
 
     submit: "Callable[[int, RunSpec, Path, int | None], Future[Outcome]]"
     reports: "Queue[tuple[int, int]] | queue.Queue[tuple[int, int]]"
+    note: str = ""
 
 
 # LOCAL PROCESSES
@@ -140,8 +142,11 @@ def dask_workers(scheduler: str) -> Iterator[Engine]:
         client.subscribe_topic(topic, lambda event: reports.put(tuple(event[1])))
         # Not pure: a run that failed must run again, and the scheduler keeps no results for the next grid.
         executor = client.get_executor(pure=False)
+        note = (
+            "" if client.scheduler_info()["workers"] else f"{scheduler} has no workers yet; runs start when they come."
+        )
         yield Engine(
-            lambda index, spec, _, budget: executor.submit(_run_elsewhere, topic, index, spec, budget), reports
+            lambda index, spec, _, budget: executor.submit(_run_elsewhere, topic, index, spec, budget), reports, note
         )
     finally:
         # Cancels what is still queued. A run that a worker is in the middle of ends there and is dropped.

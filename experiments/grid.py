@@ -56,6 +56,8 @@ def run_grid(
         return []
     try:
         with engine or local_processes(min(workers, len(todo))) as running, _progress(console) as progress:
+            if running.note:
+                progress.console.print(running.note)
             return _Follower(running, todo, folder, budget, progress).follow()
     except KeyboardInterrupt:
         console.print("Interrupted; the same command continues with the runs that are missing.")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 from rich.console import Console
 
 from experiments.engines import Engine, Outcome, dask_workers
@@ -86,6 +87,14 @@ def test_grid_survives_a_worker_killed_in_the_middle_and_brings_everything_home(
         assert model_path(folder, spec).exists()
     assert len(list((folder / "tensorboard").rglob("events*"))) >= len(specs)
     assert not list((tmp_path / "elsewhere").rglob("*.json.gz"))
+
+
+def test_scheduler_without_workers_is_said_to_have_none() -> None:
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        dask_workers(cluster.scheduler_address) as engine,
+    ):
+        assert "has no workers yet" in engine.note
 
 
 def test_scheduler_out_of_reach_is_an_error_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
