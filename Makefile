@@ -13,7 +13,7 @@ help: ## List the targets.
 benchmark: $(INSTALLED) ## Train STORM+ and PPO on CartPole, print the table, write plots and raw runs.
 	$(BIN)/python -m experiments quickstart
 
-# About 8.5 core hours, 4.5 hours on two cores; docs/benchmark.md says by which measurements.
+# About 8 core hours, 4 hours on two cores; docs/benchmark.md says by which measurements.
 benchmark-full: $(INSTALLED) ## Every agent, all five tasks, ten seeds, and the report: hours; resumed if interrupted.
 	$(BIN)/python -m experiments benchmark --all --workers $(shell nproc 2>/dev/null || echo 2)
 	$(BIN)/python -m experiments report
