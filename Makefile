@@ -5,13 +5,18 @@ INSTALLED := .venv/.installed
 # Test processes at a time.
 WORKERS ?= 2
 
-.PHONY: help benchmark test check docs docs-serve dist test-wheel clean
+.PHONY: help benchmark benchmark-full test check docs docs-serve dist test-wheel clean
 
 help: ## List the targets.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 benchmark: $(INSTALLED) ## Train STORM+ and PPO on CartPole, print the table, write plots and raw runs.
 	$(BIN)/python -m experiments quickstart
+
+# About 8 core hours, 4 hours on two cores; docs/benchmark.md says by which measurements.
+benchmark-full: $(INSTALLED) ## Every agent, all five tasks, ten seeds, and the report: hours; resumed if interrupted.
+	$(BIN)/python -m experiments benchmark --all --workers $(shell nproc 2>/dev/null || echo 2)
+	$(BIN)/python -m experiments report
 
 test: $(INSTALLED) ## Run the tests.
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)

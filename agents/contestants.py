@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.family import FAMILY, build_family
+from agents.sb3_defaults import build_with_defaults
 from agents.storm_plus_pg import build_storm_plus_pg
 from agents.zoo import build_from_zoo
 
@@ -22,19 +24,25 @@ class Contestant:
         name: Name on the command line and in file names.
         label: Name in tables and plots.
         build: From a task's id, a seed, a TensorBoard folder (or None) and constructor arguments that replace
-            the contestant's own, the model with its training environments, ready for ``learn``.
+            the contestant's own, the model with its training environments, ready for ``learn``. ``make_env`` among
+            them stands in for SB3's ``make_vec_env``, unless it has environments of its own.
+        own_environments: Whether its environments are part of its settings, so that no others can stand in.
     """
 
     name: str
     label: str
     build: Callable[..., BaseAlgorithm]
+    own_environments: bool = False
 
 
 CONTESTANTS: dict[str, Contestant] = {
     contestant.name: contestant
     for contestant in (
         Contestant("storm_plus_pg", "STORM+PG (defaults)", build_storm_plus_pg),
-        Contestant("ppo_zoo", "PPO (RL Zoo tuned)", partial(build_from_zoo, "ppo")),
+        Contestant("ppo_zoo", "PPO (RL Zoo tuned)", partial(build_from_zoo, "ppo"), own_environments=True),
+        Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_with_defaults, PPO)),
+        Contestant("a2c_zoo", "A2C (RL Zoo tuned)", partial(build_from_zoo, "a2c"), own_environments=True),
+        Contestant("trpo_zoo", "TRPO (RL Zoo tuned)", partial(build_from_zoo, "trpo"), own_environments=True),
         *(Contestant(name.lower(), name, partial(build_family, name)) for name in FAMILY),
     )
 }
@@ -58,7 +66,8 @@ def get_contestant(name: str) -> Contestant:
     if not bracket:
         return contestant
     build = partial(contestant.build, **_literals(name, arguments))
-    return Contestant(name, f"{contestant.label.removesuffix(' (defaults)')} [{arguments}", build)
+    label = f"{contestant.label.removesuffix(' (defaults)')} [{arguments}"
+    return Contestant(name, label, build, contestant.own_environments)
 
 
 def _literals(name: str, arguments: str) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import io
 import tempfile
 from typing import Any
 
-from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 
@@ -18,6 +16,10 @@ def build_from_zoo(
 
     ``arguments`` replace settings, for ablations.
     """
+    # Not at the top: with optuna and its plots it takes half as long as everything else, and no other agent needs it.
+    from rl_zoo3.exp_manager import ExperimentManager
+    from rl_zoo3.utils import ALGOS
+
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         manager = ExperimentManager(
             argparse.Namespace(),

@@ -2,12 +2,16 @@
 
 import sys
 
-from experiments.cli import app
-
 if __name__ == "__main__":
+    # Not at the top: worker processes import this module again, and need none of it.
+    from experiments.cli import app
+    from experiments.engines import is_full_disk
+
     try:
         app()
     except ValueError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues with the runs that are missing")
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        sys.exit(f"error: no space left ({error}); nothing is half-written, and the same command continues")

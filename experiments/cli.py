@@ -1,26 +1,61 @@
 """The command line: ``python -m experiments --help``."""
 
+import difflib
+from contextlib import AbstractContextManager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from agents import CONTESTANTS
 from envs import TASKS
-from experiments.studies.benchmark import run_benchmark
+from experiments.engines import Engine, dask_workers
+from experiments.report.command import report
+from experiments.storage import load_runs, pack
+from experiments.studies.agent_check import agent_check
+from experiments.studies.benchmark import grid, run_benchmark
 from experiments.studies.confirm_family import confirm_family
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
 from experiments.studies.tune_family import tune_family
+from experiments.trained import export_agents, watch
+
+
+class Studies(TyperGroup):
+    """The commands; one that does not exist is answered with those that do."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's, with an error that lists the commands."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            nearest = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"unknown study or command {args[0]!r}; known: {', '.join(self.commands)}.{hint}")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
+    cls=Studies,
     help="Studies of storm-rl: agents x tasks x seeds, run, resumed and reported.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
 
+
+class EngineName(StrEnum):
+    """Where runs are carried out."""
+
+    LOCAL = "local"
+    DASK = "dask"
+
+
 Output = Annotated[Path, typer.Option(help="Folder of raw runs, tables, plots and TensorBoard logs.")]
 Workers = Annotated[int, typer.Option(min=1, help="Runs at a time, one process and one torch thread each.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")]
+EngineOption = Annotated[EngineName, typer.Option(help="Processes of this machine, or a Dask scheduler's workers.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address for --engine dask, as tcp://10.0.0.1:8786.")]
+RerunBroken = Annotated[bool, typer.Option("--rerun-broken", help="Delete files that are not whole runs; run again.")]
 
 
 @app.callback()
@@ -32,7 +67,7 @@ def main() -> None:
 def quickstart(output: Output = Path("runs/quickstart"), seeds: Seeds = 3, workers: Workers = 2) -> None:
     """Train STORM+PG, tuned PPO and tuned SVRPG on CartPole-v1, compare them, and say where everything is."""
     agents = ["storm_plus_pg", "ppo_zoo", "svrpg"]
-    _exit(run_benchmark(agents, ["CartPole-v1"], list(range(seeds)), output, workers))
+    _exit(run_benchmark(grid(agents, ["CartPole-v1"], range(seeds)), output, workers))
 
 
 @app.command()
@@ -45,18 +80,47 @@ def benchmark(
     seeds: Seeds = 10,
     first_seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     workers: Workers = 2,
-    budget: Annotated[int | None, typer.Option(help="Env steps in place of each task's own.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Env steps in place of each task's own.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Every agent of `agents`, in place of --agent.")] = False,
+    engine: EngineOption = EngineName.LOCAL,
+    scheduler: Scheduler = None,
+    batched: Annotated[
+        bool, typer.Option("--batched", help="Train and evaluate on envs.batched; for development.")
+    ] = False,
+    rerun_broken: RerunBroken = False,
 ) -> None:
-    """Run any agents on any of the benchmark's tasks, by its protocol.
+    """Run any agents on any of the benchmark's tasks, by its protocol; STORM+PG and tuned PPO by default.
 
     A variant of an agent is written with its arguments: --agent "storm_plus_pg[momentum=1.0]".
     """
-    names = agents or ["storm_plus_pg", "ppo_zoo"]
-    chosen_seeds = list(range(first_seed, first_seed + seeds))
-    _exit(run_benchmark(names, tasks or list(TASKS), chosen_seeds, output, workers, budget))
+    chosen_seeds = range(first_seed, first_seed + seeds)
+    if everyone and agents:
+        raise ValueError("--all is every agent: leave out --agent")
+    names = list(CONTESTANTS) if everyone else agents or ["storm_plus_pg", "ppo_zoo"]
+    specs = grid(names, tasks or list(TASKS), chosen_seeds, batched)
+    _exit(run_benchmark(specs, output, workers, budget, _engine(engine, scheduler), rerun_broken))
 
 
-for study in (optimisers, gradient_error, tune_family, confirm_family):
+def _engine(name: EngineName, scheduler: str | None) -> AbstractContextManager[Engine] | None:
+    if (name == EngineName.DASK) != (scheduler is not None):
+        raise ValueError("--engine dask and --scheduler ADDRESS go together")
+    return None if scheduler is None else dask_workers(scheduler)
+
+
+@app.command("pack")
+def pack_runs(
+    results: Annotated[Path, typer.Option(help="Folder of a study.")] = Path("runs/benchmark"),
+    output: Annotated[Path, typer.Option(help="Folder of the packed file.")] = Path("experiments/results/benchmark"),
+) -> None:
+    """Write a study's raw runs as one compact file, for the repository; `report` reads it as it reads raw runs."""
+    path = pack(results, output)
+    typer.echo(f"{path}: {len(load_runs(output))} runs, {path.stat().st_size / 1e6:.2f} MB")
+
+
+for command in (report, export_agents, watch):
+    app.command()(command)
+
+for study in (agent_check, optimisers, gradient_error, tune_family, confirm_family):
     app.command()(study)
 
 

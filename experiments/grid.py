@@ -1,137 +1,151 @@
-"""A grid of runs in local processes, one torch thread each, with progress; finished runs are skipped."""
+"""A grid of runs: what is missing is run, with progress; finished runs are skipped, failed ones listed."""
 
-import multiprocessing
-import os
 import queue
-import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing.queues import Queue
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from envs import get_task
-from experiments.runs import RunSpec, execute
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+from experiments.engines import Engine, Outcome, is_full_disk, local_processes
+from experiments.files import write_atomically
+from experiments.runs import RunSpec, record_failure
+from experiments.storage import finished
 
 
 def run_grid(
-    specs: Sequence[RunSpec], folder: Path, workers: int, console: Console, budget: int | None = None
+    specs: Sequence[RunSpec],
+    folder: Path,
+    workers: int,
+    console: Console,
+    budget: int | None = None,
+    engine: AbstractContextManager[Engine] | None = None,
+    rerun_broken: bool = False,
 ) -> list[RunSpec]:
-    """Carry out every run that has no file yet, ``workers`` at a time.
+    """Carry out every run that is not stored yet.
 
     Ctrl-C stops at once and loses only the runs under way; the same call continues.
 
     Args:
         specs: The runs.
         folder: The study's folder.
-        workers: Processes at a time.
+        workers: Local processes at a time, where ``engine`` is None.
         console: Where progress is shown.
         budget: Env steps of each run in place of the task's own.
+        engine: Where the runs are carried out; None for processes of this machine.
+        rerun_broken: Delete files that are not whole runs, and run those again.
 
     Returns:
         The runs that failed; each has left a file with its traceback.
+
+    Raises:
+        ValueError: A stored file that is not a whole run of this protocol and budget; an engine that is out of reach
+            or was lost on the way.
+        OSError: No space left.
     """
-    todo = [spec for spec in specs if not (folder / "raw" / f"{spec.stem}.json.gz").exists()]
-    if len(todo) < len(specs):
-        console.print(f"{len(specs) - len(todo)} of {len(specs)} runs are already in {folder}.")
+    done = finished(folder, list(specs), budget, rerun_broken)
+    todo = [spec for spec in specs if spec not in done]
+    if done:
+        console.print(f"{len(done)} of {len(specs)} runs are already in {folder}.")
     if not todo:
         return []
-    # Inherited by the workers: one thread each, from the first import on.
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    context = multiprocessing.get_context("spawn")
-    reports: Queue[tuple[int, int]] = context.Queue()
-    with _progress(console) as progress:
-        overall = progress.add_task(f"{len(todo)} runs", total=len(todo), unit="runs")
-        bars = [
+    try:
+        with engine or local_processes(min(workers, len(todo))) as running, _progress(console) as progress:
+            if running.note:
+                progress.console.print(running.note)
+            return _Follower(running, todo, folder, budget, progress).follow()
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command continues with the runs that are missing.")
+        raise
+
+
+class _Follower:
+    """Submits runs, shows how far they are, and stores what they return."""
+
+    def __init__(
+        self, engine: Engine, todo: Sequence[RunSpec], folder: Path, budget: int | None, progress: Progress
+    ) -> None:
+        self.reports = engine.reports
+        self.todo = todo
+        self.folder = folder
+        self.progress = progress
+        self.overall = progress.add_task(f"{len(todo)} runs", total=len(todo), unit="runs")
+        self.bars = [
             progress.add_task(
                 escape(spec.stem), total=budget or get_task(spec.task).budget, visible=False, unit="env steps"
             )
             for spec in todo
         ]
-        executor = ProcessPoolExecutor(
-            min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(reports,)
-        )
+        self.futures: dict[Future[Outcome], int] = {
+            engine.submit(index, spec, folder, budget): index for index, spec in enumerate(todo)
+        }
+
+    def follow(self) -> list[RunSpec]:
+        """Wait for all runs; those that failed."""
+        failed: list[RunSpec] = []
+        pending = set(self.futures)
+        while pending:
+            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            self._show_reports()
+            for future in done:
+                index = self.futures.pop(future)
+                error = self._store(future, self.todo[index])
+                if error is not None:
+                    failed.append(self.todo[index])
+                self._show_end(index, error)
+        return failed
+
+    def _store(self, future: Future[Outcome], spec: RunSpec) -> str | None:
+        """Write what the run returned, if that is not done yet; its error."""
         try:
-            futures = {executor.submit(_run, spec, folder, index, budget): index for index, spec in enumerate(todo)}
-            failed = _follow(futures, reports, progress, overall, bars, [spec.stem for spec in todo])
-        except BaseException:
-            for process in (executor._processes or {}).values():
-                process.terminate()
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
-        executor.shutdown()
-    return [todo[index] for index in failed]
+            outcome = future.result()
+        except (CancelledError, BrokenExecutor) as lost:
+            reason = "a local process was killed" if isinstance(lost, BrokenExecutor) else "the scheduler is lost"
+            raise ValueError(
+                f"{reason}, {len(self.futures) + 1} runs are missing; the same command continues with them."
+            ) from lost
+        except Exception as error:
+            if is_full_disk(error):
+                raise
+            # The run could not speak for itself: its process was killed, or could not start it.
+            reason = f"{type(error).__name__}: {error}"
+            record_failure(self.folder, spec, reason)
+            return reason
+        for name, content in outcome.files.items():
+            write_atomically(self.folder / name, content)
+        return outcome.error
 
-
-# In a worker: where its runs report their progress. A queue can only be inherited, not sent with a run.
-_reports: "Queue[tuple[int, int]] | None" = None
-
-
-def _start_worker(reports: "Queue[tuple[int, int]]") -> None:
-    """Set up a worker: keep the queue, and end with the process that started it, even if that is killed."""
-    global _reports
-    _reports = reports
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run(spec: RunSpec, folder: Path, index: int, budget: int | None) -> None:
-    def report(steps: int) -> None:
-        if _reports is not None:
-            _reports.put((index, steps))
-
-    report(0)
-    execute(spec, folder, report, budget)
-
-
-def _follow(
-    futures: dict[Future[None], int],
-    reports: "Queue[tuple[int, int]]",
-    progress: Progress,
-    overall: TaskID,
-    bars: Sequence[TaskID],
-    names: Sequence[str],
-) -> dict[int, BaseException]:
-    failed: dict[int, BaseException] = {}
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+    def _show_reports(self) -> None:
         while True:
             try:
-                index, steps = reports.get_nowait()
+                index, steps = self.reports.get_nowait()
             except queue.Empty:
-                break
-            progress.update(bars[index], completed=steps, visible=True)
-        for future in done:
-            index = futures[future]
-            progress.update(bars[index], visible=False)
-            progress.advance(overall)
-            error = future.exception()
-            if error is not None:
-                failed[index] = error
-            # A line a run, for logs and terminals that show no moving bars.
-            outcome = "finished" if error is None else f"[red]failed[/] ({error!r})"
-            progress.console.print(f"{progress.tasks[overall].completed:.0f}. {escape(names[index])} {outcome}")
-    return failed
+                return
+            # A report may come after the run's end, by another way than its result.
+            self.progress.update(self.bars[index], completed=steps, visible=index in self.futures.values())
+
+    def _show_end(self, index: int, error: str | None) -> None:
+        self.progress.update(self.bars[index], visible=False)
+        self.progress.advance(self.overall)
+        # A line a run, for logs and terminals that show no moving bars.
+        outcome = "finished" if error is None else f"[red]failed[/] ({escape(error)})"
+        count = self.progress.tasks[self.overall].completed
+        self.progress.console.print(f"{count:.0f}. {escape(self.todo[index].stem)} {outcome}")
 
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        # Names of runs are long: they give way to the numbers.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
         console=console,
+        expand=True,
     )

@@ -1,11 +1,16 @@
-"""What is measured on a run: steps to the threshold, final return, areas under curves, speed."""
+"""What is measured on a run: steps to the threshold, final return, areas under curves, stability, speed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from envs import get_task
+from experiments.runs import spec_of
+
+# A run has collapsed if the mean of its last evaluations is below a threshold that it had reached.
+LAST_EVALUATIONS = 10
 
 
 def steps_to_threshold(steps: Sequence[float], returns: Sequence[float], threshold: float) -> float | None:
@@ -17,29 +22,60 @@ def steps_to_threshold(steps: Sequence[float], returns: Sequence[float], thresho
 
 
 def area_under_curve(steps: Sequence[float], returns: Sequence[float]) -> float:
-    """Mean of the piecewise linear curve through the evaluations, in units of return."""
+    """Mean of the piecewise linear curve through the evaluations, in units of return; NaN without evaluations."""
+    if len(steps) < 2:
+        return float(returns[0]) if returns else float("nan")
     return float(np.trapezoid(returns, steps) / (steps[-1] - steps[0]))
+
+
+def training_area(episodes: dict[str, Sequence[float]], budget: int) -> float:
+    """Mean return of the training episodes over the budget, each weighing by the env steps it lasted; NaN for none.
+
+    That is the area under the training curve that steps from episode to episode.
+    """
+    lengths = np.asarray(episodes["length"], dtype=float)
+    counted = np.asarray(episodes["step"]) <= budget
+    if not lengths[counted].sum():
+        return float("nan")
+    return float(np.average(np.asarray(episodes["return"])[counted], weights=lengths[counted]))
 
 
 def measure(run: dict[str, Any]) -> dict[str, Any]:
     """One row of a results table from one run's record.
 
-    A run that never reached the threshold counts as its whole budget and has ``reached`` False.
+    A run that never reached the threshold counts as its whole budget, and its whole time, and has ``reached`` False.
     """
-    task = get_task(run["task"])
-    steps, returns = run["evaluations"]["step"], run["evaluations"]["mean_return"]
+    task, spec = get_task(run["task"]), spec_of(run)
+    evaluations = run["evaluations"]
+    steps, returns = evaluations["step"], evaluations["mean_return"]
     hit = steps_to_threshold(steps, returns, task.threshold)
-    area = area_under_curve(steps, returns)
+    area, final = area_under_curve(steps, returns), float(np.mean(run["final_returns"]))
+    training = training_area(run["episodes"], run["budget"])
+    last = float(np.mean(returns[-LAST_EVALUATIONS:])) if returns else float("nan")
     return {
         "agent": run["agent"],
         "task": run["task"],
         "seed": run["seed"],
+        "batched": spec.batched,
         "budget": run["budget"],
         "reached": hit is not None,
         "steps_to_threshold": run["budget"] if hit is None else hit,
-        "final_return": float(np.mean(run["final_returns"])),
+        "seconds_to_threshold": (
+            run["learn_seconds"] if hit is None else evaluations["learn_seconds"][steps.index(hit)]
+        ),
+        "final_return": final,
+        "final_score": task.normalised(final),
         "evaluation_area": area,
         "evaluation_score": task.normalised(area),
+        "training_area": training,
+        "training_score": task.normalised(training),
+        "last_evaluations": last,
+        "collapsed": hit is not None and last < task.threshold,
         "steps_per_second": run["steps"] / run["learn_seconds"],
         "learn_seconds": run["learn_seconds"],
     }
+
+
+def measured(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """A row for each run, as `measure` gives it."""
+    return pd.DataFrame([measure(run) for run in runs])

@@ -12,14 +12,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from agents import get_contestant
 from envs import Task
 from experiments.files import write_atomically
 
-# Okabe and Ito's palette without yellow and black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-LINES = ("-", "--", "-.", ":")
+# Okabe and Ito's palette without yellow, which is lost on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def learning_curves(task: Task, runs: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
@@ -59,9 +61,22 @@ def draw_learning_curves(axes: Axes, task: Task, runs: Mapping[str, Sequence[dic
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write ``figure`` as a PNG, whole or not at all, and close it."""
+def new_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of ``rows`` x ``columns`` panels without upper and right edges, and its panels in reading order."""
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(panels.flat)
+
+
+def png(figure: Figure) -> bytes:
+    """``figure`` as a PNG without anything that changes from run to run; closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
     plt.close(figure)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as a PNG, whole or not at all, and close it."""
+    write_atomically(path, png(figure))

@@ -1,13 +1,15 @@
-"""One run of the benchmark: train a contestant on a task with a seed, evaluate it, write one file."""
+"""One run of the benchmark: train a contestant on a task with a seed, evaluate it, write its record and its model."""
 
 import gzip
 import importlib.metadata
 import inspect
+import io
 import json
 import platform
 import subprocess
 import time
 import traceback
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents import get_contestant
 from envs import Task, get_task
+from envs.batched import make_vec
 from experiments.files import write_atomically
 
 PROTOCOL_VERSION = 1
@@ -31,22 +34,60 @@ FINAL_EPISODES = 100
 # Far from the training seeds, which are the run's seed and its successors.
 EVALUATION_SEED = 1_000_000
 FINAL_SEED = 2_000_000
+# What every record of this protocol version holds.
+RECORD_FIELDS = (
+    *("agent", "task", "seed", "budget", "steps", "episodes", "evaluations", "final_returns"),
+    *("learn_seconds", "evaluation_seconds", "settings", "versions"),
+)
 
 ProgressReport = Callable[[int], None]
+MakeEnv = Callable[..., VecEnv]
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What identifies a run."""
+    """What identifies a run.
+
+    Attributes:
+        agent: Contestant's name, with its arguments if it is a variant.
+        task: Gymnasium id.
+        seed: Seed of the algorithm and, with its successors, of the training environments.
+        batched: Whether training and evaluation are on ``envs.batched`` in place of gymnasium's environments.
+    """
 
     agent: str
     task: str
     seed: int
+    batched: bool = False
 
     @property
     def stem(self) -> str:
         """The run's file name without its ending."""
-        return f"{self.agent}__{self.task}__seed{self.seed}"
+        return f"{self.agent}__{self.task}__seed{self.seed}" + "__batched" * self.batched
+
+
+class BrokenRunError(ValueError):
+    """A file that is not a whole run: half-written, or damaged since."""
+
+
+def spec_of(record: dict[str, Any]) -> RunSpec:
+    """What identifies the run of ``record``; the first records were all on gymnasium's environments and do not say."""
+    return RunSpec(record["agent"], record["task"], record["seed"], record.get("batched", False))
+
+
+def raw_path(folder: Path, spec: RunSpec) -> Path:
+    """Where the study in ``folder`` keeps the run's record."""
+    return folder / "raw" / f"{spec.stem}.json.gz"
+
+
+def failed_path(folder: Path, spec: RunSpec) -> Path:
+    """Where it keeps the traceback of a run that failed."""
+    return folder / "raw" / f"{spec.stem}.failed.json"
+
+
+def model_path(folder: Path, spec: RunSpec) -> Path:
+    """Where it keeps the trained model."""
+    return folder / "models" / f"{spec.stem}.zip"
 
 
 class ProtocolCallback(BaseCallback):
@@ -56,9 +97,10 @@ class ProtocolCallback(BaseCallback):
     statistics nor any random state (a deterministic action draws nothing).
     """
 
-    def __init__(self, task: Task, report: ProgressReport | None) -> None:
+    def __init__(self, task: Task, report: ProgressReport | None, make_env: MakeEnv = make_vec_env) -> None:
         super().__init__()
         self.task = task
+        self.make_env = make_env
         self.report = report
         self.episodes: dict[str, list[float]] = {"step": [], "return": [], "length": []}
         self.evaluations: dict[str, list[float]] = {"step": [], "mean_return": [], "learn_seconds": []}
@@ -67,7 +109,7 @@ class ProtocolCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._started = time.perf_counter()
-        self._env = evaluation_env(self.task, EVALUATION_EPISODES, self.model)
+        self._env = evaluation_env(self.task, EVALUATION_EPISODES, self.model, self.make_env)
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
@@ -98,9 +140,9 @@ class ProtocolCallback(BaseCallback):
         self._env.close()
 
 
-def evaluation_env(task: Task, n_envs: int, model: BaseAlgorithm) -> VecEnv:
+def evaluation_env(task: Task, n_envs: int, model: BaseAlgorithm, make_env: MakeEnv = make_vec_env) -> VecEnv:
     """Environments apart from the training ones; observations are normalised by the training statistics, if any."""
-    env: VecEnv = make_vec_env(task.id, n_envs=n_envs)
+    env = make_env(task.id, n_envs=n_envs)
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None and normalizer.norm_obs:
         env = VecNormalize(env, training=False, norm_reward=False, clip_obs=normalizer.clip_obs)
@@ -120,35 +162,50 @@ def execute(spec: RunSpec, folder: Path, report: ProgressReport | None = None, b
         report: Called with the env steps done so far, at every evaluation.
         budget: Env steps, in place of the task's own (for trials; stored with the run).
     """
-    path = folder / "raw" / f"{spec.stem}.json.gz"
+    path = raw_path(folder, spec)
     if path.exists():
         return path
-    failed = path.with_name(f"{spec.stem}.failed.json")
     try:
-        record = _train(spec, folder, report, budget)
+        record, model = _train(spec, folder, report, budget)
     except Exception:
-        write_atomically(failed, json.dumps({"spec": vars(spec), "traceback": traceback.format_exc()}).encode())
+        record_failure(folder, spec, traceback.format_exc())
         raise
+    if model is not None:
+        write_atomically(model_path(folder, spec), model)
+    # Last: the record is what says that the run is finished.
     write_atomically(path, gzip.compress(json.dumps(record).encode(), mtime=0))
-    failed.unlink(missing_ok=True)
+    failed_path(folder, spec).unlink(missing_ok=True)
     return path
 
 
-def _train(spec: RunSpec, folder: Path, report: ProgressReport | None, budget: int | None) -> dict[str, Any]:
+def record_failure(folder: Path, spec: RunSpec, reason: str) -> None:
+    """Keep ``reason``, a traceback as a rule, beside the finished runs."""
+    content = json.dumps({"spec": vars(spec), "traceback": reason})
+    write_atomically(failed_path(folder, spec), content.encode())
+
+
+def _train(
+    spec: RunSpec, folder: Path, report: ProgressReport | None, budget: int | None
+) -> tuple[dict[str, Any], bytes | None]:
     torch.set_num_threads(1)
     task = get_task(spec.task)
     total = budget or task.budget
-    model = get_contestant(spec.agent).build(spec.task, spec.seed, str(folder / "tensorboard" / spec.task))
+    make_env: MakeEnv = make_vec if spec.batched else make_vec_env
+    # Only where it differs from every contestant's own.
+    environments = {"make_env": make_env} if spec.batched else {}
+    model = get_contestant(spec.agent).build(
+        spec.task, spec.seed, str(folder / "tensorboard" / spec.task), **environments
+    )
     settings = resolved_settings(model)
-    callback = ProtocolCallback(task, report)
+    callback = ProtocolCallback(task, report, make_env)
     begin = time.perf_counter()
-    model.learn(total, callback=callback, tb_log_name=f"{spec.agent}_seed{spec.seed}")
+    model.learn(total, callback=callback, tb_log_name=f"{spec.agent}_seed{spec.seed}" + "_batched" * spec.batched)
     learn_seconds = time.perf_counter() - begin - callback.seconds_evaluating
-    env = evaluation_env(task, EVALUATION_EPISODES, model)
+    env = evaluation_env(task, EVALUATION_EPISODES, model, make_env)
     env.seed(FINAL_SEED)
     final, _ = evaluate_policy(model, env, n_eval_episodes=FINAL_EPISODES, return_episode_rewards=True)
     env.close()
-    return {
+    record = {
         "protocol": PROTOCOL_VERSION,
         **vars(spec),
         "budget": total,
@@ -161,6 +218,16 @@ def _train(spec: RunSpec, folder: Path, report: ProgressReport | None, budget: i
         "settings": settings,
         "versions": versions(),
     }
+    return record, _saved(model)
+
+
+def _saved(model: BaseAlgorithm) -> bytes | None:
+    """The model as SB3 saves it; None if it is of no use without the statistics of a wrapper around its environment."""
+    if model.get_vec_normalize_env() is not None:
+        return None
+    content = io.BytesIO()
+    model.save(content)
+    return content.getvalue()
 
 
 def resolved_settings(model: BaseAlgorithm) -> dict[str, str]:
@@ -179,11 +246,13 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str:
     """Short hash of HEAD; ``unknown`` outside a git checkout."""
+    here = Path(__file__).parent  # Not the working directory, which a distributed worker may have anywhere.
     try:
         revision = subprocess.check_output(
-            ["git", "rev-parse", "--short", "HEAD"], text=True, stderr=subprocess.DEVNULL
+            ["git", "rev-parse", "--short", "HEAD"], text=True, stderr=subprocess.DEVNULL, cwd=here
         )
-        clean = not subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=no"], text=True)
+        status = ["git", "status", "--porcelain", "--untracked-files=no"]
+        clean = not subprocess.check_output(status, text=True, cwd=here)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.strip() + ("" if clean else "+")
@@ -193,15 +262,34 @@ def load_run(path: Path) -> dict[str, Any]:
     """A run's record.
 
     Raises:
-        ValueError: The file is not a whole run, or was written by another protocol version.
+        BrokenRunError: The file is not a whole run.
+        ValueError: It was written by another protocol version.
     """
     try:
         record: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole run file ({error}); delete it and run the study again.") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise BrokenRunError(
+            f"{path} is not a whole run file ({error}); `benchmark --rerun-broken` deletes it and runs it again."
+        ) from error
+    return checked(record, path)
+
+
+def checked(record: dict[str, Any], source: Path) -> dict[str, Any]:
+    """``record`` as it is.
+
+    Raises:
+        ValueError: It was written by another protocol version.
+        BrokenRunError: It lacks a part.
+    """
     if record.get("protocol") != PROTOCOL_VERSION:
         raise ValueError(
-            f"{path} was written by protocol version {record.get('protocol')}, this is version {PROTOCOL_VERSION}; "
+            f"{source} was written by protocol version {record.get('protocol')}, this is version {PROTOCOL_VERSION}; "
             "use another folder."
+        )
+    missing = [name for name in RECORD_FIELDS if name not in record]
+    if missing:
+        raise BrokenRunError(
+            f"{source} is not a whole run file (no {', '.join(missing)}); `benchmark --rerun-broken` deletes it and "
+            "runs it again."
         )
     return record

@@ -1,52 +1,77 @@
 """Agents x tasks x seeds by the benchmark's protocol: run what is missing, then tables and plots from the files."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from agents import get_contestant
 from envs import get_task
+from experiments.engines import Engine
 from experiments.files import write_atomically
 from experiments.grid import run_grid
-from experiments.measures import measure
+from experiments.hparams import write_hparams
+from experiments.measures import measured
 from experiments.plots import learning_curves
-from experiments.runs import RunSpec, load_run
+from experiments.runs import RunSpec
+from experiments.storage import Record, finished
 
 
-def run_benchmark(
-    agents: list[str], tasks: list[str], seeds: list[int], output: Path, workers: int, budget: int | None = None
-) -> bool:
-    """Run the grid and show its results; True if no run failed.
+def grid(agents: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], batched: bool = False) -> list[RunSpec]:
+    """Every agent on every task with every seed, once, in an order in which the agents advance together.
 
     Raises:
-        ValueError: Unknown agent or task, or a file that is not a whole run of this protocol.
+        ValueError: Unknown agent or task; batched environments for an agent that has its own.
     """
-    console = Console()
+    own = [agent for agent in agents if get_contestant(agent).own_environments]
+    if batched and own:
+        raise ValueError(
+            f"--batched: the environments of {', '.join(own)} are part of its tuned settings; leave it out."
+        )
     specs = [
-        RunSpec(get_contestant(agent).name, get_task(task).id, seed)
+        RunSpec(get_contestant(agent).name, get_task(task).id, seed, batched)
         for task in tasks
         for seed in seeds
         for agent in agents
     ]
-    failed = run_grid(specs, output, workers, console, budget)
-    finished = [spec for spec in specs if spec not in failed]
-    if finished:
-        _show(finished, output, console)
+    return list(dict.fromkeys(specs))
+
+
+def run_benchmark(
+    specs: list[RunSpec],
+    output: Path,
+    workers: int,
+    budget: int | None = None,
+    engine: AbstractContextManager[Engine] | None = None,
+    rerun_broken: bool = False,
+) -> bool:
+    """Run what is missing of ``specs`` and show their results; True if no run failed. Arguments as `run_grid`'s."""
+    console = Console()
+    failed = run_grid(specs, output, workers, console, budget, engine, rerun_broken)
+    runs = finished(output, specs, budget, rerun_broken=False)
+    if runs:
+        _show(runs, output, console)
+    if failed:
+        console.print(f"\n[red]{len(failed)} of {len(specs)} runs failed[/]; the same command tries them again:")
+        for spec in failed:
+            console.print(f"  {output / 'raw' / f'{spec.stem}.failed.json'}", markup=False, soft_wrap=True)
     console.print(f"\nRaw runs: {output / 'raw'}\nTensorBoard: tensorboard --logdir {output / 'tensorboard'}")
     return not failed
 
 
-def _show(specs: list[RunSpec], output: Path, console: Console) -> None:
-    runs = [load_run(output / "raw" / f"{spec.stem}.json.gz") for spec in specs]
-    rows = pd.DataFrame([measure(run) for run in runs])
+def _show(runs: dict[RunSpec, Record], output: Path, console: Console) -> None:
+    rows = measured(runs.values())
     write_atomically(output / "runs.csv", rows.to_csv(index=False).encode())
-    for task_id in dict.fromkeys(spec.task for spec in specs):
-        by_agent: dict[str, list[dict[str, object]]] = {}
-        for run in runs:
-            if run["task"] == task_id:
-                by_agent.setdefault(run["agent"], []).append(run)
+    write_hparams(runs, output / "tensorboard" / "hparams")
+    for task_id in dict.fromkeys(spec.task for spec in runs):
+        by_agent: dict[str, list[Record]] = {}
+        for spec, run in runs.items():
+            if spec.task == task_id:
+                by_agent.setdefault(spec.agent, []).append(run)
         console.print(results_table(task_id, rows[rows["task"] == task_id]))
         plot = output / f"learning_curves_{task_id}.png"
         learning_curves(get_task(task_id), by_agent, plot)
@@ -56,9 +81,10 @@ def _show(specs: list[RunSpec], output: Path, console: Console) -> None:
 def results_table(task_id: str, rows: pd.DataFrame) -> Table:
     """One task's results, a row for each agent: medians over seeds, and every seed's steps to the threshold."""
     threshold, budget = get_task(task_id).threshold, int(rows["budget"].max())
+    environments = "batched environments" if rows["batched"].any() else "gymnasium"
     table = Table(
         title=f"{task_id}: env steps to a deterministic return of {threshold:g}, budget {budget:,} env steps",
-        caption="Medians over seeds. Final return: deterministic policy, 100 episodes.",
+        caption=f"Medians over seeds. Final return: deterministic policy, 100 episodes. On {environments}.",
     )
     table.add_column("agent")
     for name in ("steps", "each seed", "final return", "env steps / s"):
@@ -70,7 +96,7 @@ def results_table(task_id: str, rows: pd.DataFrame) -> Table:
             for steps, reached in zip(group["steps_to_threshold"], group["reached"], strict=True)
         )
         table.add_row(
-            get_contestant(str(agent)).label,
+            escape(get_contestant(str(agent)).label),
             f"{group['steps_to_threshold'].median():,.0f}",
             each,
             f"{group['final_return'].median():.1f}",

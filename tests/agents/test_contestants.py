@@ -2,10 +2,13 @@ from importlib.resources import files
 
 import pytest
 import yaml
-from stable_baselines3 import PPO
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, PPO
 
 from agents import get_contestant
+from agents.ablations import ABLATIONS
 from envs import TASKS
+from envs.batched import BatchedEnv, make_vec
 from storm_rl import STORMPlusPG
 
 
@@ -33,6 +36,45 @@ def test_ppo_has_the_installed_zoos_settings(task_id: str) -> None:
     expected, at_end = (float(rate.removeprefix("lin_")), 0.0) if isinstance(rate, str) else (rate, rate)
     assert model.lr_schedule(1.0) == pytest.approx(expected)
     assert model.lr_schedule(0.0) == pytest.approx(at_end)
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [("a2c_zoo", A2C), ("trpo_zoo", TRPO)])
+def test_the_zoos_other_agents_have_its_settings(name: str, algorithm: type) -> None:
+    file = files("rl_zoo3") / "hyperparams" / f"{name.removesuffix('_zoo')}.yml"
+    settings = yaml.safe_load(file.read_text())["Pendulum-v1"]
+    model = get_contestant(name).build("Pendulum-v1", 5, None)
+    assert type(model) is algorithm
+    assert (model.n_envs, model.gamma, model.n_steps) == tuple(settings[key] for key in ("n_envs", "gamma", "n_steps"))
+    assert (model.get_vec_normalize_env() is not None) == settings.get("normalize", False)
+
+
+def test_ppo_default_has_nothing_set_but_seed_and_environments() -> None:
+    model = get_contestant("ppo_default").build("Acrobot-v1", 3, None)
+    default = PPO("MlpPolicy", model.get_env(), seed=3, device="cpu")
+    assert (model.n_envs, model.seed) == (8, 3)
+    for name in (
+        "n_steps",
+        "batch_size",
+        "n_epochs",
+        "gamma",
+        "gae_lambda",
+        "learning_rate",
+        "ent_coef",
+        "policy_kwargs",
+    ):
+        assert getattr(model, name) == getattr(default, name), name
+
+
+@pytest.mark.parametrize("name", ["storm_plus_pg", "ppo_default", "svrpg"])
+def test_agents_with_defaults_accept_the_batched_environments(name: str) -> None:
+    contestant = get_contestant(name)
+    assert isinstance(contestant.build("CartPole-v1", 0, None, make_env=make_vec).get_env(), BatchedEnv)
+    assert not contestant.own_environments
+
+
+def test_every_ablation_can_be_built() -> None:
+    for name in ABLATIONS:
+        assert isinstance(get_contestant(name).build("CartPole-v1", 0, None), STORMPlusPG)
 
 
 def test_variant_replaces_arguments() -> None:

@@ -37,6 +37,20 @@ def test_killed_grid_leaves_no_process_and_continues_with_what_is_missing(tmp_pa
     assert [load_run(path)["seed"] for path in sorted((tmp_path / "raw").iterdir())] == [0, 1]
 
 
+def test_interrupted_grid_says_how_to_go_on_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    agent = "storm_plus_pg[n_steps=32,critic_steps=2]"
+    command = [sys.executable, "-m", "experiments", "benchmark", "--agent", agent, "--task", "CartPole-v1"]
+    command += ["--seeds", "3", "--workers", "1", "--budget", "2000", "--output", str(tmp_path)]
+    # A group of its own, which Ctrl-C in a terminal reaches as a whole.
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    until(lambda: any((tmp_path / "raw").glob("*.json.gz")))
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "the same command continues" in output
+    assert all(load_run(path) for path in (tmp_path / "raw").glob("*.json.gz"))
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from experiments.measures import area_under_curve, measure, steps_to_threshold
@@ -21,6 +22,11 @@ def test_area_weighs_uneven_intervals_by_their_length() -> None:
     assert area_under_curve([0, 1, 11], [0.0, 10.0, 10.0]) == pytest.approx((5.0 + 100.0) / 11.0)
 
 
+def test_short_trials_have_few_evaluations_or_none() -> None:
+    assert area_under_curve([1000], [7.0]) == 7.0
+    assert np.isnan(area_under_curve([], []))
+
+
 def test_run_that_never_gets_there_counts_as_the_budget() -> None:
     run = {
         "agent": "ppo_zoo",
@@ -29,11 +35,15 @@ def test_run_that_never_gets_there_counts_as_the_budget() -> None:
         "budget": 3000,
         "steps": 3072,
         "learn_seconds": 2.0,
-        "evaluations": {"step": [1000, 2000, 3000], "mean_return": [0.0, 500.0, 0.0]},
+        "evaluations": {"step": [1000, 2000, 3000], "mean_return": [0.0, 500.0, 0.0], "learn_seconds": [0.5, 1.0, 1.5]},
+        "episodes": {"step": [1000, 2900, 3050], "return": [10.0, 30.0, 500.0], "length": [10, 30, 500]},
         "final_returns": [10.0, 20.0],
     }
     row = measure(run)
     assert (row["reached"], row["steps_to_threshold"]) == (False, 3000)
+    assert row["seconds_to_threshold"] == 2.0
+    assert not row["collapsed"]
     assert row["final_return"] == 15.0
+    assert row["training_area"] == 25.0  # Weighed by length, and without what ended past the budget.
     assert row["evaluation_score"] == pytest.approx(0.5)
     assert row["steps_per_second"] == 1536.0

@@ -1,11 +1,14 @@
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 from stable_baselines3.common.env_util import make_vec_env
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.nn.utils import parameters_to_vector
 from typer.testing import CliRunner
 
@@ -14,6 +17,7 @@ from envs import get_task
 from experiments.cli import app
 from experiments.files import write_atomically
 from experiments.grid import run_grid
+from experiments.hparams import write_hparams
 from experiments.runs import (
     PROTOCOL_VERSION,
     ProtocolCallback,
@@ -21,6 +25,7 @@ from experiments.runs import (
     evaluation_env,
     execute,
     load_run,
+    spec_of,
 )
 
 QUIET = Console(quiet=True)
@@ -136,6 +141,63 @@ def test_command_line_runs_a_study_and_names_its_files(tmp_path: Path) -> None:
     for name in ("learning_curves_CartPole-v1.png", "runs.csv", "raw", "tensorboard"):
         assert (tmp_path / name).exists()
         assert name in result.output.replace("\n", "") or name == "runs.csv"
+
+
+def test_batched_run_is_gymnasiums_run_under_another_name(tmp_path: Path) -> None:
+    specs = [RunSpec(SMALL, "CartPole-v1", 1, batched) for batched in (False, True)]
+    gymnasiums, batched = (load_run(execute(spec, tmp_path, budget=1_000)) for spec in specs)
+    assert (gymnasiums["batched"], batched["batched"]) == (False, True)
+    assert len(list((tmp_path / "raw").iterdir())) == 2
+    for key in ("episodes", "final_returns"):
+        assert gymnasiums[key] == batched[key]
+
+
+def test_first_records_did_not_say_that_they_are_gymnasiums() -> None:
+    record = {"agent": "ppo_zoo", "task": "CartPole-v1", "seed": 0}
+    assert spec_of(record) == RunSpec("ppo_zoo", "CartPole-v1", 0, batched=False)
+
+
+def test_every_run_has_its_session_in_the_hparams_view(tmp_path: Path) -> None:
+    spec = RunSpec(SMALL, "CartPole-v1", 1)
+    run = load_run(execute(spec, tmp_path, budget=2_000))
+    for _ in range(2):  # The second time in place of the first.
+        write_hparams({spec: run}, tmp_path / "hparams")
+    (file,) = (tmp_path / "hparams" / spec.stem).iterdir()
+    events = EventAccumulator(str(file)).Reload()
+    assert events.Scalars("final/final_return")[0].value == pytest.approx(np.mean(run["final_returns"]))
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = HParamsPluginData.FromString(plugin).session_start_info.hparams
+    assert settings["n_steps"].string_value == "32"
+    assert settings["agent"].string_value == SMALL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["benchmrk"], r"unknown study or command 'benchmrk'; known: .*quickstart.*Did you mean benchmark\?"),
+        (["benchmark", "--task", "CartPol-v1"], r"unknown task 'CartPol-v1'.*Did you mean CartPole-v1\?"),
+        (["benchmark", "--engine", "dask"], "--engine dask and --scheduler ADDRESS go together"),
+        (["benchmark", "--scheduler", "tcp://127.0.0.1:9"], "--engine dask and --scheduler ADDRESS go together"),
+        (["benchmark", "--batched"], "--batched: the environments of ppo_zoo are part of its tuned settings"),
+        (["benchmark", "--all", "--agent", "ppo_zoo"], "--all is every agent: leave out --agent"),
+        (["report", "--results", "/nowhere"], "/nowhere holds no finished runs"),
+        (["watch", "CartPol-v1"], r"Did you mean CartPole-v1\?"),
+        (["watch", "CartPole-v1", "--model", "/nowhere"], "no trained agent at /nowhere"),
+    ],
+)
+def test_command_line_says_what_is_wrong(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ValueError)
+    assert re.search(message, str(result.exception))
+
+
+def test_exit_code_and_list_name_failed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.studies.benchmark.run_grid", lambda specs, *_: specs)
+    arguments = ["benchmark", "--agent", "ppo_zoo", "--task", "CartPole-v1", "--seeds", "1", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "1 of 1 runs failed" in result.output
+    assert "ppo_zoo__CartPole-v1__seed0.failed.json" in result.output
 
 
 def test_command_line_names_an_unknown_agent(tmp_path: Path) -> None:

@@ -1,0 +1,13 @@
+"""Variants of STORM+PG that switch off one of its parts each: name on the command line and what it shows."""
+
+ABLATIONS: dict[str, str] = {
+    "storm_plus_pg[momentum=1.0]": "no recursion",
+    "storm_plus_pg[momentum=0.3]": "STORM with constant a = 0.3",
+    "storm_plus_pg[momentum='storm+']": "the paper's schedule of a, with the floor",
+    "storm_plus_pg[momentum_floor=0.0]": "no floor under a",
+    "storm_plus_pg[reuse_rollouts=1]": "the newest rollout alone",
+    "storm_plus_pg[metric='euclidean']": "Euclidean metric",
+    "storm_plus_pg[momentum='storm+',momentum_floor=0.0,metric='euclidean',max_kl=None,reuse_rollouts=1]": (
+        "the paper's STORM+ as it stands"
+    ),
+}

@@ -1,0 +1,102 @@
+"""The aims that STORM+PG has to meet against tuned PPO, each with pass or miss; runs what is missing first."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agents.ablations import ABLATIONS
+from envs import TASKS
+from experiments.report import tables
+from experiments.report.study import OURS, REFERENCE, Study
+from experiments.statistics import ratio_of_medians
+from experiments.storage import load_runs
+from experiments.studies.benchmark import grid, run_benchmark
+
+# Deterministic return after training, median over seeds.
+FINAL_RETURNS = {
+    "CartPole-v1": 500.0,
+    "Acrobot-v1": -85.0,
+    "MountainCar-v0": -110.0,
+    "MountainCarContinuous-v0": 93.0,
+    "Pendulum-v1": -150.0,
+}
+# Geometric mean over tasks of PPO's median steps over ours.
+RATIO = 2.0
+
+
+def agent_check(
+    results: Annotated[Path, typer.Option(help="The study's folder; what it lacks is run into it.")] = Path(
+        "runs/benchmark"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Run the ablations too (agents/ablations.py).")
+    ] = False,
+) -> None:
+    """Compare STORM+PG's defaults with tuned PPO on all tasks: each aim with pass or miss; exit code 1 for a miss."""
+    agents = [OURS, REFERENCE, *(ABLATIONS if ablations else [])]
+    specs = grid(agents, list(TASKS), range(seeds))
+    if not run_benchmark(specs, results, workers):
+        raise typer.Exit(1)
+    runs = load_runs(results)
+    known = {*specs, *grid(list(ABLATIONS), list(TASKS), range(seeds))}
+    study = Study.of({spec: run for spec, run in runs.items() if spec in known})
+    aims = check(study)
+    console = Console()
+    console.print(_table("STORM+PG against PPO as RL Zoo tuned it", aims))
+    if study.variants:
+        variants = [OURS, *study.variants]
+        console.print(_table("Ablations: median env steps to the threshold", tables.steps(study, variants)))
+        console.print(
+            _table("Ablations: median steps of STORM+PG over the variant's", tables.ratios(study, variants, OURS))
+        )
+    missed = int((aims["verdict"] == "MISS").sum())
+    console.print("All aims are met." if not missed else f"{missed} of {len(aims)} aims are missed.")
+    raise typer.Exit(1 if missed else 0)
+
+
+def check(study: Study) -> pd.DataFrame:
+    """A row for each aim: task, measure, what we have, what is asked for, and "pass" or "MISS"."""
+    rows: list[tuple[str, str, str, str, str]] = []
+
+    def aim(task: str, measure: str, ours: float, wanted: str, passed: bool) -> None:
+        rows.append((task, measure, f"{ours:,.2f}".removesuffix(".00"), wanted, "pass" if passed else "MISS"))
+
+    for task in study.tasks:
+        ours, theirs = study.of_task(OURS, task), study.of_task(REFERENCE, task)
+        steps, limit = ours["steps_to_threshold"].median(), theirs["steps_to_threshold"].median()
+        aim(task.id, "median steps to threshold", steps, f"< {limit:,.0f} (PPO)", bool(steps < limit))
+        never, theirs_never = int((~ours["reached"]).sum()), int((~theirs["reached"]).sum())
+        aim(task.id, "failed seeds", never, f"<= {theirs_never} (PPO)", never <= theirs_never)
+        area, theirs_area = ours["evaluation_area"].median(), theirs["evaluation_area"].median()
+        aim(task.id, "area under evaluation curve", area, f"> {theirs_area:,.2f} (PPO)", bool(area > theirs_area))
+        final, asked = ours["final_return"].median(), FINAL_RETURNS.get(task.id)
+        if asked is not None:
+            aim(task.id, "final return", final, f">= {asked:g}", bool(final >= asked))
+        collapsed = int(ours["collapsed"].sum())
+        aim(task.id, "collapsed seeds", collapsed, "0", collapsed == 0)
+    ratio = float(
+        ratio_of_medians(study.samples(REFERENCE, "steps_to_threshold"), study.samples(OURS, "steps_to_threshold"))
+    )
+    aim("all", "geometric mean of PPO's steps over ours", ratio, f">= {RATIO:g}", ratio >= RATIO)
+    return pd.DataFrame(rows, columns=["task", "measure", "STORM+PG", "aim", "verdict"])
+
+
+def _table(title: str, rows: pd.DataFrame) -> Table:
+    table = Table(title=title)
+    for index, name in enumerate(rows.columns):
+        table.add_column(str(name), justify="left" if index == 0 else "right")
+    for row in rows.to_numpy():
+        table.add_row(*(_coloured(str(cell)) for cell in row))
+    return table
+
+
+def _coloured(cell: str) -> str:
+    colours = {"pass": "green", "MISS": "red"}
+    return f"[{colours[cell]}]{cell}[/]" if cell in colours else escape(cell)

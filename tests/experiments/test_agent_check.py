@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from envs import TASKS
+from experiments.cli import app
+from experiments.report.study import Study
+from experiments.storage import load_runs
+from experiments.studies import agent_check
+
+Store = Callable[..., Path]
+
+
+def folder(store: Store, ours: float, theirs: float) -> Path:
+    """A study of all tasks, two seeds each, whose runs pass the threshold at these shares of the budget."""
+    for task in TASKS.values():
+        for seed in range(2):
+            store("storm_plus_pg", task.id, seed, ours * task.budget)
+            path = store("ppo_zoo", task.id, seed, theirs * task.budget)
+    return path.parents[1]
+
+
+def verdicts(study: Path) -> dict[tuple[str, str], str]:
+    rows = agent_check.check(Study.of(load_runs(study)))
+    return {(row["task"], row["measure"]): row["verdict"] for row in rows.to_dict("records")}
+
+
+def test_every_aim_is_checked_on_every_task(store: Store) -> None:
+    found = verdicts(folder(store, 0.1, 0.4))
+    assert len(found) == 5 * len(TASKS) + 1
+    # The made-up runs end between the threshold and the best score.
+    assert {key for key, verdict in found.items() if verdict == "MISS"} == {
+        (task, "final return")
+        for task in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
+    }
+
+
+def test_worse_agent_misses_the_aims(store: Store) -> None:
+    study = folder(store, 0.3, 0.4)
+    store("storm_plus_pg", "Pendulum-v1", 1, None)
+    found = verdicts(study)
+    assert found["all", "geometric mean of PPO's steps over ours"] == "MISS"
+    assert found["Pendulum-v1", "failed seeds"] == "MISS"
+    assert found["CartPole-v1", "median steps to threshold"] == "pass"
+
+
+def test_collapse_after_the_threshold_is_a_miss(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = load_runs(folder(store, 0.1, 0.4))
+    for spec, run in runs.items():
+        if (spec.agent, spec.task, spec.seed) == ("storm_plus_pg", "Acrobot-v1", 0):
+            run["evaluations"]["mean_return"][-10:] = [-500.0] * 10
+    rows = agent_check.check(Study.of(runs)).set_index(["task", "measure"])
+    assert rows.loc[("Acrobot-v1", "collapsed seeds"), "verdict"] == "MISS"
+    assert rows.loc[("CartPole-v1", "collapsed seeds"), "verdict"] == "pass"
+
+
+def test_command_shows_the_aims_and_its_exit_code_says_whether_all_are_met(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = folder(store, 0.1, 0.4)
+    monkeypatch.setattr(agent_check, "FINAL_RETURNS", dict.fromkeys(TASKS, -1e9))
+    arguments = ["agent-check", "--results", str(study), "--seeds", "2"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "All aims are met" in result.output
+    monkeypatch.setattr(agent_check, "RATIO", 100.0)
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    assert result.exit_code == 1
+    assert "1 of 26 aims are missed" in result.output

@@ -1,0 +1,150 @@
+import errno
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
+from rich.console import Console
+
+from experiments.engines import Engine, Outcome, dask_workers
+from experiments.grid import run_grid
+from experiments.runs import RunSpec, failed_path, load_run, model_path, raw_path
+from experiments.storage import failures
+
+ROOT = Path(__file__).parents[2]
+SMALL = "storm_plus_pg[n_steps=32,critic_steps=2]"
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and two workers, in a folder of their own: its address and the workers."""
+    (tmp_path / "elsewhere").mkdir()
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.dask_{name}",
+            "--scheduler-file",
+            str(tmp_path / "file.json"),
+        ]
+        return subprocess.Popen(
+            [*command, "--no-dashboard", *arguments],
+            cwd=tmp_path / "elsewhere",
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
+    processes += [start("worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "file.json").exists():
+            assert time.monotonic() < deadline, "no scheduler"
+            time.sleep(0.1)
+        yield json.loads((tmp_path / "file.json").read_text())["address"], processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_grid_survives_a_worker_killed_in_the_middle_and_brings_everything_home(
+    cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
+) -> None:
+    address, workers = cluster
+    folder = tmp_path / "here"
+    specs = [RunSpec(SMALL, "CartPole-v1", seed) for seed in range(4)]
+    bad = RunSpec("storm_plus_pg[gamma=7]", "CartPole-v1", 0)
+
+    def kill_after_the_first_run() -> None:
+        while not list(folder.glob("raw/*.json.gz")):
+            time.sleep(0.02)
+        workers[0].send_signal(signal.SIGKILL)
+
+    threading.Thread(target=kill_after_the_first_run, daemon=True).start()
+    failed = run_grid([*specs, bad], folder, 1, QUIET, budget=2_000, engine=dask_workers(address))
+    assert workers[0].poll() == -signal.SIGKILL
+    assert workers[1].poll() is None
+    assert failed == [bad]
+    assert "gamma must lie in [0, 1]" in json.loads(failed_path(folder, bad).read_text())["traceback"]
+    for spec in specs:
+        assert load_run(raw_path(folder, spec))["seed"] == spec.seed
+        assert model_path(folder, spec).exists()
+    assert len(list((folder / "tensorboard").rglob("events*"))) >= len(specs)
+    assert not list((tmp_path / "elsewhere").rglob("*.json.gz"))
+
+
+def test_scheduler_without_workers_is_said_to_have_none() -> None:
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        dask_workers(cluster.scheduler_address) as engine,
+    ):
+        assert "has no workers yet" in engine.note
+
+
+def test_scheduler_out_of_reach_is_an_error_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.engines.CONNECT_SECONDS", 1)
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"):
+        run_grid([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=dask_workers("tcp://127.0.0.1:9"))
+    assert time.monotonic() - begin < 15
+    assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def instant(outcome: Outcome) -> Iterator[Engine]:
+    """An engine whose runs are over at once."""
+    future: Future[Outcome] = Future()
+    future.set_result(outcome)
+    yield Engine(lambda *_: future, queue.Queue())
+
+
+def test_full_disk_stops_the_grid_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    returned = Outcome(None, {"raw/run.json.gz": b"record"})
+    with pytest.raises(OSError, match="No space left"):
+        run_grid([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=instant(returned))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_run_that_could_not_speak_for_itself_is_recorded(tmp_path: Path) -> None:
+    @contextmanager
+    def deadly() -> Iterator[Engine]:
+        future: Future[Outcome] = Future()
+        future.set_exception(RuntimeError("the worker died three times"))
+        yield Engine(lambda *_: future, queue.Queue())
+
+    spec = RunSpec(SMALL, "CartPole-v1", 0)
+    assert run_grid([spec], tmp_path, 1, QUIET, engine=deadly()) == [spec]
+    assert failures(tmp_path) == {spec.stem: "RuntimeError: the worker died three times"}
+
+
+def test_killed_local_process_ends_the_grid_with_what_to_do(tmp_path: Path) -> None:
+    @contextmanager
+    def broken() -> Iterator[Engine]:
+        future: Future[Outcome] = Future()
+        future.set_exception(BrokenExecutor())
+        yield Engine(lambda *_: future, queue.Queue())
+
+    with pytest.raises(ValueError, match="a local process was killed, 1 runs are missing; the same command continues"):
+        run_grid([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=broken())
