@@ -275,22 +275,24 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         At the present parameters the weights of the newest rollout are 1.
         """
         parameters = self.policy.actor_parameters()
-        distribution = self.policy.get_distribution(batch.observations)
-        log_prob = distribution.log_prob(batch.actions)
-        weights = per_step_weights(log_prob, batch.behaviour_log_prob, truncation=self.max_weight)
-        objective = weights * batch.advantages * log_prob
-        if self.ent_coef:
-            entropy = distribution.entropy()
-            objective = objective + self.ent_coef * (-log_prob if entropy is None else entropy)
-        parts = torch.tensor_split(-objective, min(N_PARTS, len(objective)))
-        losses = torch.stack([part.sum() for part in parts]) * (len(parts) / len(objective))
-        rows = torch.eye(len(parts), device=losses.device)
-        gradients = torch.autograd.grad(
-            losses, parameters, grad_outputs=rows, is_grads_batched=True, materialize_grads=True
-        )
-        gradient = torch.cat([part.reshape(len(parts), -1) for part in gradients], dim=1)
+        size = len(batch.advantages)
+        n_parts = min(N_PARTS, size)
+        gradients, weights = [], []
+        # A pass for each part: one pass over all with a batched backward would carry every part's zeros along.
+        for part in torch.arange(size, device=self.device).tensor_split(n_parts):
+            distribution = self.policy.get_distribution(select(batch.observations, part))
+            log_prob = distribution.log_prob(batch.actions[part])
+            weight = per_step_weights(log_prob, batch.behaviour_log_prob[part], truncation=self.max_weight)
+            objective = weight * batch.advantages[part] * log_prob
+            if self.ent_coef:
+                entropy = distribution.entropy()
+                objective = objective + self.ent_coef * (-log_prob if entropy is None else entropy)
+            loss = -objective.sum() * (n_parts / size)
+            gradients.append(parameters_to_vector(torch.autograd.grad(loss, parameters, materialize_grads=True)))
+            weights.append(weight)
+        gradient = torch.stack(gradients)
         _check_finite("the policy gradient", gradient)
-        return gradient, weights
+        return gradient, torch.cat(weights)
 
     def _record_weights(self, weights: Tensor) -> None:
         self.logger.record("train/largest_weight", float(weights.max()))
