@@ -64,6 +64,9 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         gamma: Discount factor.
         gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
         normalize_advantage: Whether advantages are standardised over the transitions of an update.
+        advantage_floor: Advantages are never divided by less than this share of the discounted return's running
+            standard deviation: where all actions are about equally good, as in a solved task, what is left of them
+            is noise and stays small. 0: plain standardisation.
         ent_coef: Weight of an entropy bonus in the actor's objective.
         momentum: ``"measured"``; ``"storm+"`` for the paper's schedule; or a constant in (0, 1]; 1 switches the
             recursion off.
@@ -106,11 +109,12 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         reuse_rollouts: int = 4,
-        critic_steps: int = 80,
+        critic_steps: int = 160,
         batch_size: int = 128,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
+        advantage_floor: float = 0.1,
         ent_coef: float = 0.01,
         momentum: Momentum = "measured",
         momentum_floor: float = 0.3,
@@ -162,6 +166,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.critic_steps = critic_steps
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
+        self.advantage_floor = advantage_floor
         self.momentum = momentum
         self.momentum_floor = momentum_floor
         self.max_weight = max_weight
@@ -185,6 +190,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         for name in ("max_weight", "max_kl"):
             if getattr(self, name) is not None:
                 check_range(f"{name} (None for no bound)", getattr(self, name), 0.0, low_included=False)
+        check_range("advantage_floor", self.advantage_floor, 0.0, 1.0)
         check_range("ent_coef", self.ent_coef, -1e6, 1e6)
         check_integer("fisher_states", self.fisher_states, 1)
         check_integer("sde_sample_freq", self.sde_sample_freq, -1)
@@ -222,7 +228,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         batch = self.window.transitions(self.policy, self.gamma, self.gae_lambda)
         advantages = batch.advantages
         if self.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            floor = self.advantage_floor * self.return_statistics.scale
+            advantages = (advantages - advantages.mean()) / max(float(advantages.std()), floor, 1e-8)
         return batch._replace(advantages=advantages)
 
     # ------------------------------------------------------------------ actor

@@ -87,6 +87,18 @@ def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
     torch.testing.assert_close(after.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
+    model = small(make_vec_env("CartPole-v1", n_envs=4), advantage_floor=0.1)
+    model.learn(128)
+    plain = model.window.transitions(model.policy, model.gamma, model.gae_lambda).advantages
+    ratio = float(plain.std()) / model.return_statistics.scale
+    for floor, expected in ((0.0, 1.0), (0.5 * ratio, 1.0), (min(1.0, 2.0 * ratio), ratio / min(1.0, 2.0 * ratio))):
+        model.advantage_floor = floor
+        advantages = model._transitions().advantages
+        assert float(advantages.std()) == pytest.approx(expected, rel=1e-4)
+        assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
+
+
 def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     divergences: list[float] = []
     model = small(make_vec_env("CartPole-v1", n_envs=8), n_steps=64, max_kl=0.001, damping=1e-3)
@@ -115,6 +127,7 @@ def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"gamma": 1.5}, "gamma must be a number in"),
         ({"gae_lambda": -0.1}, "gae_lambda must be a number in"),
+        ({"advantage_floor": -0.1}, "advantage_floor must be a number in"),
         ({"max_kl": 0.0}, r"max_kl .*must be greater than 0"),
         ({"max_weight": -1.0}, r"max_weight .*must be greater than 0"),
         ({"metric": "manhattan"}, "manhattan"),
