@@ -93,6 +93,8 @@ class Transitions(NamedTuple):
     values: Tensor
     advantages: Tensor
     value_targets: Tensor
+    segment_ends: Tensor
+    """Boolean: the last transition of an episode, or of its environment's stretch in the window."""
 
 
 class RolloutWindow:
@@ -160,6 +162,8 @@ class RolloutWindow:
             return tensor.to(values.device).T.reshape(-1)
 
         order = by_environment(torch.arange(dones.numel()).reshape(shape))
+        ends = dones.clone()
+        ends[-1] = True
         return Transitions(
             observations=select(observations, order),
             actions=actions[order],
@@ -167,6 +171,7 @@ class RolloutWindow:
             values=by_environment(values),
             advantages=by_environment(advantages),
             value_targets=by_environment(targets),
+            segment_ends=by_environment(ends),
         )
 
     def _next_values(self, policy: StandardisedActorCriticPolicy, values: Tensor, dones: Tensor) -> Tensor:

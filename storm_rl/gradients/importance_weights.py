@@ -99,6 +99,42 @@ def trajectory_weights(
     return _self_normalised(weights) if self_normalise else weights
 
 
+def segment_weights(
+    target_log_prob: Tensor,
+    behaviour_log_prob: Tensor,
+    segment_ends: Tensor,
+    per_decision: bool,
+    truncation: float | None = None,
+) -> Tensor:
+    """Per-decision or per-trajectory weights of trajectories that lie one after the other.
+
+    Args:
+        target_log_prob: ``log pi(a|s)``, shape ``(n,)``, in order of time within each trajectory.
+        behaviour_log_prob: ``log mu(a|s)``, the same shape.
+        segment_ends: Boolean, the same shape: the last step of each trajectory. The last of all must be one.
+        per_decision: The product up to each step; if false, that of the whole trajectory at each of its steps.
+        truncation: The largest weight; larger ones become it. None: no bound.
+
+    Returns:
+        One weight a step, shape ``(n,)``, detached.
+
+    Raises:
+        ValueError: As `per_decision_weights`; also if the last step ends no trajectory.
+    """
+    check_mask(segment_ends, target_log_prob)
+    if not bool(segment_ends[-1]):
+        raise ValueError("segment_ends must be true at the last step: every trajectory has an end")
+    log_ratio = _log_ratio(target_log_prob, behaviour_log_prob, None)
+    segment = segment_ends.cumsum(dim=0) - segment_ends.to(torch.long)
+    lengths = torch.bincount(segment)
+    step = torch.arange(len(segment), device=segment.device) - (lengths.cumsum(dim=0) - lengths)[segment]
+    padded = log_ratio.new_zeros(len(lengths), int(lengths.max()))
+    padded[segment, step] = log_ratio
+    # Sums within a row: a running sum over all trajectories would carry their rounding errors along.
+    log_weights = padded.cumsum(dim=1)[segment, step] if per_decision else padded.sum(dim=1)[segment]
+    return _exponentiate(log_weights, truncation)
+
+
 def mixture_weights(
     target_log_prob: Tensor,
     behaviour_log_probs: Tensor,

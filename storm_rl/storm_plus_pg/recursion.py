@@ -39,11 +39,14 @@ class PolicyRecursion:
             et al. 2020); 1 forgets the past.
         momentum_floor: Lower bound of a scheduled or measured ``a_t``, in [0, 1]; 0 leaves the paper as it is.
 
+        corrected: False leaves the gradient difference out: plain momentum ``d_t = a_t g_t + (1 - a_t) d_{t-1}``,
+            for comparison.
+
     Raises:
         ValueError: A momentum or floor outside its range.
     """
 
-    def __init__(self, momentum: Momentum, momentum_floor: float) -> None:
+    def __init__(self, momentum: Momentum, momentum_floor: float, corrected: bool = True) -> None:
         known = momentum in ("measured", "storm+") if isinstance(momentum, str) else 0.0 < momentum <= 1.0
         if not known:
             raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {momentum!r}')
@@ -51,6 +54,7 @@ class PolicyRecursion:
             raise ValueError(f"momentum_floor must lie in [0, 1], got {momentum_floor!r}")
         self.rule = momentum
         self.momentum_floor = momentum_floor
+        self.corrected = corrected
         self.direction: Tensor | None = None
         self.previous_parameters: Tensor | None = None
         self.momentum = 1.0
@@ -86,7 +90,9 @@ class PolicyRecursion:
         momentum, error_ratio = self.scheduled_momentum, self.error_ratio
         if self.rule == "measured":
             momentum, error_ratio = self._measured_momentum(self.direction, gradients, gradients_at_previous)
-        (direction,) = recursive_direction([gradient], [self.direction], [gradients_at_previous.mean(dim=0)], momentum)
+        # With g_t in the place of g'_t the recursion is plain momentum.
+        reference = gradients_at_previous.mean(dim=0) if self.corrected else gradient
+        (direction,) = recursive_direction([gradient], [self.direction], [reference], momentum)
         return Proposal(gradient, direction, momentum, error_ratio)
 
     def _measured_momentum(

@@ -20,7 +20,7 @@ from storm_rl.common.faults import all_or_nothing
 from storm_rl.common.observations import select
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
 from storm_rl.common.rollout_window import Transitions
-from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights
+from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights, segment_weights
 from storm_rl.storm_plus_pg.metric import EuclideanMetric, FisherMetric, Metric
 from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
 
@@ -71,6 +71,11 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         momentum: ``"measured"``; ``"storm+"`` for the paper's schedule; or a constant in (0, 1]; 1 switches the
             recursion off.
         momentum_floor: Lower bound of a scheduled or measured ``a_t``; 0 for none.
+        corrected: False leaves the gradient difference :math:`d_{t-1} - g'_t` out, which is plain momentum,
+            :math:`d_t = a_t g_t + (1 - a_t) d_{t-1}`; for comparison.
+        weights: Importance weights: ``"step"``, the ratio of each action, of low variance and biased;
+            ``"decision"``, the product of the ratios up to it since its episode (or the window) began;
+            ``"trajectory"``, the product over all of that stretch.
         max_weight: Importance weights are truncated at this value; None for no bound.
         metric: ``"fisher"`` (natural gradient) or ``"euclidean"`` (the paper).
         damping: :math:`\lambda`, added to the Fisher matrix.
@@ -118,6 +123,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         ent_coef: float = 0.01,
         momentum: Momentum = "measured",
         momentum_floor: float = 0.3,
+        corrected: bool = True,
+        weights: Literal["step", "decision", "trajectory"] = "step",
         max_weight: float | None = 10.0,
         metric: Literal["fisher", "euclidean"] = "fisher",
         damping: float = 0.1,
@@ -169,6 +176,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.advantage_floor = advantage_floor
         self.momentum = momentum
         self.momentum_floor = momentum_floor
+        self.corrected = corrected
+        self.weights = weights
         self.max_weight = max_weight
         self.metric = metric
         self.damping = damping
@@ -194,6 +203,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         check_range("ent_coef", self.ent_coef, -1e6, 1e6)
         check_integer("fisher_states", self.fisher_states, 1)
         check_integer("sde_sample_freq", self.sde_sample_freq, -1)
+        if self.weights not in ("step", "decision", "trajectory"):
+            raise ValueError(f'weights must be "step", "decision" or "trajectory", got {self.weights!r}.')
         if self.metric not in ("fisher", "euclidean"):
             raise ValueError(f'metric must be "fisher" or "euclidean", got {self.metric!r}.')
         check_range("damping", self.damping, 0.0, 1e6, low_included=False)
@@ -205,7 +216,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.recursion = PolicyRecursion(self.momentum, self.momentum_floor)
+        self.recursion = PolicyRecursion(self.momentum, self.momentum_floor, self.corrected)
         self.step_metric: Metric = (
             FisherMetric(self.damping, self.cg_iterations, self.fisher_rollouts, self.fisher_states)
             if self.metric == "fisher"
@@ -284,12 +295,16 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         parameters = self.policy.actor_parameters()
         size = len(batch.advantages)
         n_parts = min(N_PARTS, size)
+        products = None if self.weights == "step" else self._product_weights(batch)
         gradients, weights = [], []
         # A pass for each part: one pass over all with a batched backward would carry every part's zeros along.
         for part in torch.arange(size, device=self.device).tensor_split(n_parts):
             distribution = self.policy.get_distribution(select(batch.observations, part))
             log_prob = distribution.log_prob(batch.actions[part])
-            weight = per_step_weights(log_prob, batch.behaviour_log_prob[part], truncation=self.max_weight)
+            if products is None:
+                weight = per_step_weights(log_prob, batch.behaviour_log_prob[part], truncation=self.max_weight)
+            else:
+                weight = products[part]
             objective = weight * batch.advantages[part] * log_prob
             if self.ent_coef:
                 entropy = distribution.entropy()
@@ -300,6 +315,12 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         gradient = torch.stack(gradients)
         _check_finite("the policy gradient", gradient)
         return gradient, torch.cat(weights)
+
+    @torch.no_grad()
+    def _product_weights(self, batch: Transitions) -> Tensor:
+        log_prob = self.policy.get_distribution(batch.observations).log_prob(batch.actions)
+        per_decision = self.weights == "decision"
+        return segment_weights(log_prob, batch.behaviour_log_prob, batch.segment_ends, per_decision, self.max_weight)
 
     def _record_weights(self, weights: Tensor) -> None:
         self.logger.record("train/largest_weight", float(weights.max()))

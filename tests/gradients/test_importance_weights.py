@@ -9,6 +9,7 @@ from storm_rl.gradients.importance_weights import (
     mixture_weights,
     per_decision_weights,
     per_step_weights,
+    segment_weights,
     trajectory_weights,
 )
 
@@ -34,6 +35,18 @@ def test_the_three_forms_by_hand() -> None:
     torch.testing.assert_close(
         trajectory_weights(TARGET, BEHAVIOUR, MASK), torch.tensor([2.0, 3.0], dtype=torch.float64)
     )
+
+
+def test_weights_of_trajectories_in_a_row_are_those_of_padded_ones() -> None:
+    target, behaviour = TARGET[MASK], BEHAVIOUR[MASK]
+    ends = torch.tensor([False, False, True, True])
+    decisions = segment_weights(target, behaviour, ends, per_decision=True)
+    torch.testing.assert_close(decisions, per_decision_weights(TARGET, BEHAVIOUR, MASK)[MASK])
+    whole = segment_weights(target, behaviour, ends, per_decision=False)
+    torch.testing.assert_close(whole, trajectory_weights(TARGET, BEHAVIOUR, MASK)[torch.tensor([0, 0, 0, 1])])
+    assert float(segment_weights(target, behaviour, ends, per_decision=True, truncation=1.5).max()) == 1.5
+    with pytest.raises(ValueError, match="last step"):
+        segment_weights(target, behaviour, torch.tensor([True, False, False, False]), per_decision=True)
 
 
 def test_self_normalisation_keeps_ended_episodes_in_the_mean() -> None:

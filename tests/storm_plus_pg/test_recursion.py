@@ -45,6 +45,13 @@ def test_momentum_one_is_the_plain_gradient() -> None:
     torch.testing.assert_close(recursion.propose(gradients, torch.ones(1, 2)).direction, gradients[0])
 
 
+def test_without_the_correction_it_is_plain_momentum() -> None:
+    recursion = PolicyRecursion(0.25, 0.0, corrected=False)
+    recursion.accept(recursion.propose(torch.ones(1, 2), None), 1.0, torch.zeros(2))
+    proposal = recursion.propose(torch.tensor([[3.0, -1.0]]), torch.full((1, 2), 100.0))
+    torch.testing.assert_close(proposal.direction, torch.tensor([1.5, 0.5]))
+
+
 def test_proposing_changes_nothing() -> None:
     recursion = started("measured")
     before = recursion.state_dict()

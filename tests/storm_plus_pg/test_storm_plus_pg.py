@@ -87,6 +87,24 @@ def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
     torch.testing.assert_close(after.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["decision", "trajectory"])
+def test_products_of_ratios_as_weights(kind: str) -> None:
+    model = small(make_vec_env("CartPole-v1", n_envs=2), weights=kind, reuse_rollouts=2, max_weight=None)
+    model.learn(64 * 4)
+    batch = model._transitions()
+    weights = model._product_weights(batch)
+    with torch.no_grad():
+        ratios = model.policy.get_distribution(batch.observations).log_prob(batch.actions) - batch.behaviour_log_prob
+    start = 0
+    for end in batch.segment_ends.nonzero().flatten().tolist():
+        part = ratios[start : end + 1]
+        expected = part.cumsum(0) if kind == "decision" else part.sum().expand(len(part))
+        torch.testing.assert_close(weights[start : end + 1], expected.exp(), rtol=1e-4, atol=1e-6)
+        start = end + 1
+    assert start == len(ratios)
+    assert not torch.allclose(weights, torch.ones_like(weights), atol=1e-3)
+
+
 def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
     model = small(make_vec_env("CartPole-v1", n_envs=4), advantage_floor=0.1)
     model.learn(128)
@@ -131,6 +149,7 @@ def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"max_kl": 0.0}, r"max_kl .*must be greater than 0"),
         ({"max_weight": -1.0}, r"max_weight .*must be greater than 0"),
         ({"metric": "manhattan"}, "manhattan"),
+        ({"weights": "episode"}, "weights must be .*'episode'"),
         ({"damping": 0.0}, "damping must be a number in"),
         ({"fisher_states": 2}, "fisher_states"),
         ({"momentum": 2.0}, "momentum must be"),
