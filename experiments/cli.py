@@ -14,6 +14,7 @@ from envs import TASKS
 from experiments.engines import Engine, dask_workers
 from experiments.report.command import report
 from experiments.storage import load_runs, pack
+from experiments.studies.ablations import ablations
 from experiments.studies.agent_check import agent_check
 from experiments.studies.benchmark import grid, run_benchmark
 from experiments.studies.confirm_family import confirm_family
@@ -120,7 +121,7 @@ def pack_runs(
 for command in (report, export_agents, watch):
     app.command()(command)
 
-for study in (agent_check, optimisers, gradient_error, tune_family, confirm_family):
+for study in (agent_check, ablations, optimisers, gradient_error, tune_family, confirm_family):
     app.command()(study)
 
 
