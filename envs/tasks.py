@@ -39,6 +39,20 @@ TASKS: dict[str, Task] = {
     )
 }
 
+OUTSIDE_TASKS: dict[str, Task] = {
+    task.id: task
+    for task in (
+        Task("LunarLander-v3", 200_000, 10_000, 200.0, (-200.0, 200.0)),
+        Task("InvertedDoublePendulum-v5", 100_000, 5_000, 9_100.0, (0.0, 9_350.0)),
+        Task("Reacher-v5", 200_000, 10_000, -5.0, (-50.0, -3.75)),
+        Task("FrozenLake-v1", 100_000, 5_000, 0.7, (0.0, 0.8)),
+    )
+}
+"""Tasks that no default was chosen on: Box2D, MuJoCo (the extra ``outside``) and toy text.
+
+Thresholds are gymnasium's own, but for Reacher-v5, where -5 stands in for its -3.75.
+"""
+
 
 def get_task(task_id: str) -> Task:
     """The task of that id.
@@ -46,8 +60,9 @@ def get_task(task_id: str) -> Task:
     Raises:
         ValueError: No such task; the message lists the known ones and the nearest.
     """
-    if task_id not in TASKS:
-        nearest = difflib.get_close_matches(task_id, TASKS, n=1)
+    known = {**TASKS, **OUTSIDE_TASKS}
+    if task_id not in known:
+        nearest = difflib.get_close_matches(task_id, known, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
-        raise ValueError(f"unknown task {task_id!r}; known: {', '.join(TASKS)}.{hint}")
-    return TASKS[task_id]
+        raise ValueError(f"unknown task {task_id!r}; known: {', '.join(known)}.{hint}")
+    return known[task_id]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from agents import CONTESTANTS, get_contestant
 from agents.ablations import ABLATIONS
-from envs import TASKS, Task, get_task
+from envs import OUTSIDE_TASKS, TASKS, Task, get_task
 from experiments.measures import measured
 from experiments.runs import RunSpec
 from experiments.statistics import Floats
@@ -49,7 +49,7 @@ class Study:
             rows,
             [name for name in names if "[" not in name],
             [name for name in names if "[" in name],
-            [get_task(task) for task in TASKS if task in set(rows["task"])],
+            [get_task(task) for task in (*TASKS, *OUTSIDE_TASKS) if task in set(rows["task"])],
         )
 
     def of_task(self, contestant: str, task: Task) -> pd.DataFrame:

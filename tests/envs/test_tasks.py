@@ -1,10 +1,10 @@
 import gymnasium as gym
 import pytest
 
-from envs import TASKS, get_task
+from envs import OUTSIDE_TASKS, TASKS, get_task
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("task", [*TASKS.values(), *OUTSIDE_TASKS.values()], ids=[*TASKS, *OUTSIDE_TASKS])
 def test_task_is_registered_and_its_threshold_is_within_its_scores(task) -> None:
     assert gym.spec(task.id).max_episode_steps
     low, high = task.score_range
