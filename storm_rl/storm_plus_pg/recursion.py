@@ -74,7 +74,7 @@ class PolicyRecursion:
             return max(self.momentum_floor, storm_plus_momentum(self.sum_squared_gradients))
         return float(self.rule) if self.direction is not None else 1.0
 
-    def propose(self, gradients: Tensor, gradients_at_previous: Tensor | None) -> Proposal:
+    def propose(self, gradients: Tensor, gradients_at_previous: Tensor | None, overlap: float = 0.0) -> Proposal:
         """``d_t`` and ``a_t`` from the parts of ``g_t`` and of the weighted gradient at the previous parameters.
 
         Changes nothing; :meth:`accept` does.
@@ -83,39 +83,49 @@ class PolicyRecursion:
             gradients: Parts of ``g_t``, ``(k, n)``.
             gradients_at_previous: The same parts of the rollout at the previous parameters, ``(k, n)``; None if
                 there are none.
+            overlap: Share of the transitions that the previous direction has already used.
         """
         gradient = gradients.mean(dim=0)
         if self.direction is None or gradients_at_previous is None:
             return Proposal(gradient, gradient, 1.0, self.error_ratio)
         momentum, error_ratio = self.scheduled_momentum, self.error_ratio
         if self.rule == "measured":
-            momentum, error_ratio = self._measured_momentum(self.direction, gradients, gradients_at_previous)
+            momentum, error_ratio = self._measured_momentum(self.direction, gradients, gradients_at_previous, overlap)
         # With g_t in the place of g'_t the recursion is plain momentum.
         reference = gradients_at_previous.mean(dim=0) if self.corrected else gradient
         (direction,) = recursive_direction([gradient], [self.direction], [reference], momentum)
         return Proposal(gradient, direction, momentum, error_ratio)
 
     def _measured_momentum(
-        self, direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor
+        self, direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, overlap: float
     ) -> tuple[float, float]:
         r"""The ``a_t`` that minimises the expected squared error of ``d_t``, and the running error ratio.
 
-        With the traces :math:`V_g`, :math:`V_{g'}`, :math:`V_\Delta` of the covariances of :math:`g_t`,
-        :math:`g'_t` and :math:`\Delta = g_t - g'_t`, and :math:`C` of the covariance of :math:`g_t` and
-        :math:`\Delta`, all from the parts of the rollout, and the squared error :math:`E` of :math:`d_{t-1}`, the
-        error of :math:`d_t` is :math:`(1-a)^2 (E + V_\Delta) + a^2 V_g + 2 a (1-a) C`, least at
-        :math:`a = (E + V_\Delta - C) / (E + V_\Delta + V_g - 2C)`. :math:`\lVert g'_t - d_{t-1} \rVert^2 - V_{g'}`
-        estimates :math:`E` without bias; its ratio to :math:`V_g` is smoothed over updates.
+        Let :math:`e` be the error of :math:`d_{t-1}`, and :math:`V_g`, :math:`V_{g'}`, :math:`V_\Delta` the traces of
+        the covariances of :math:`g_t`, :math:`g'_t` and :math:`\Delta = g_t - g'_t`, :math:`C` that of :math:`g_t`
+        and :math:`\Delta`, all from the parts of the window. The error of :math:`d_t` is
+        :math:`a n + (1-a)(e + \delta)` with the noises :math:`n` of :math:`g_t` and :math:`\delta` of :math:`\Delta`.
+        :math:`d_{t-1}` has already used a share :math:`\rho` (``overlap``) of the transitions, so :math:`e` and
+        :math:`n` have a covariance as well, about :math:`K = \rho V_g`, and the expected square is
+
+        .. math::
+            (1-a)^2 (E + V_\Delta) + a^2 V_g + 2 a (1-a) (C + K), \qquad
+            a = \frac{E + V_\Delta - C - K}{E + V_\Delta + V_g - 2C - 2K}.
+
+        :math:`\lVert g'_t - d_{t-1} \rVert^2 - (1 - 2\rho) V_{g'}` estimates :math:`E = \lVert e \rVert^2`; its
+        ratio to :math:`V_g` is smoothed over updates. Taking the overlap for independent data would underestimate
+        :math:`E` and trust the past too much.
         """
         difference = gradients - gradients_at_previous
         noise = _covariance_of_mean(gradients, gradients)
         if noise <= 0.0:
             return 1.0, self.error_ratio
         mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
-        error = max(0.0, mismatch - _covariance_of_mean(gradients_at_previous, gradients_at_previous))
+        noise_at_previous = _covariance_of_mean(gradients_at_previous, gradients_at_previous)
+        error = max(0.0, mismatch - (1.0 - 2.0 * overlap) * noise_at_previous)
         ratio = ERROR_SMOOTHING * self.error_ratio + (1.0 - ERROR_SMOOTHING) * error / noise
         drift = ratio * noise + _covariance_of_mean(difference, difference)
-        cross = _covariance_of_mean(gradients, difference)
+        cross = _covariance_of_mean(gradients, difference) + overlap * noise
         denominator = drift + noise - 2.0 * cross
         momentum = (drift - cross) / denominator if denominator > 0.0 else 1.0
         return min(1.0, max(self.momentum_floor, momentum)), ratio

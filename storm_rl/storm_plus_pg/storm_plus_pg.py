@@ -259,7 +259,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
                 gradients_at_previous, weights = self._part_gradients(batch)
             self._record_weights(weights)
             self._record_cosine(recursion.direction, gradients.mean(dim=0))
-        proposal = recursion.propose(gradients, gradients_at_previous)
+        overlap = 1.0 - self.window.newest.dones.numel() / len(batch.advantages)
+        proposal = recursion.propose(gradients, gradients_at_previous, overlap)
 
         self.step_metric.remember(self.window.newest.observations)
         natural_direction = self.step_metric.inverse_product(self.policy, proposal.direction)

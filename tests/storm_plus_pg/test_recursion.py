@@ -103,3 +103,20 @@ def test_momentum_outside_its_range_is_named(momentum: float | str) -> None:
 def test_foreign_state_is_refused() -> None:
     with pytest.raises(ValueError, match="not the state"):
         PolicyRecursion("storm+", 0.3).load_state_dict({"step": 1})
+
+
+@pytest.mark.parametrize(("overlap", "expected"), [(0.75, 0.5), (0.0, 0.0)])
+def test_data_that_the_direction_has_used_is_not_taken_for_new(overlap: float, expected: float) -> None:
+    # Windows of four blocks of noise, of which each shares three with the one before; the truth is 0, and the policy
+    # does not move. The previous direction is the previous window's mean: E = V_g and K = 3/4 V_g, hence a = 1/2.
+    generator = torch.Generator().manual_seed(0)
+    recursion = started("measured", direction=torch.ones(500))
+    ratio, momenta = 1.0, []
+    for _ in range(100):
+        blocks = torch.randn(5, 8, 500, generator=generator)
+        recursion.direction, recursion.error_ratio = blocks[:4].mean(dim=(0, 1)), ratio
+        window = blocks[1:].mean(dim=0)
+        proposal = recursion.propose(window, window, overlap)
+        ratio = proposal.error_ratio
+        momenta.append(proposal.momentum)
+    assert sum(momenta[50:]) / 50 == pytest.approx(expected, abs=0.05)
