@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.plots import COLOURS, LINES, MARKERS, new_figure
 from experiments.report.study import REFERENCE, Study, label
@@ -85,7 +86,9 @@ def steps_to_threshold(study: Study, contestants: Sequence[str]) -> Figure:
         axes.set_xlim(fewest / 1.5, task.budget * 1.3)
         axes.axvline(task.budget, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
         axes.set_yticks([])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(panels[len(study.tasks)], contestants, lines=False)
     return figure
 
