@@ -53,7 +53,7 @@ def build_family(
         "MlpPolicy",
         make_env(task_id, n_envs=settings.pop("n_envs", N_ENVS), seed=seed),
         seed=seed,
-        device="cpu",
+        device=settings.pop("device", "cpu"),
         tensorboard_log=tensorboard_log,
         **settings,
     )

@@ -25,7 +25,7 @@ def build_with_defaults(
         "MlpPolicy",
         make_env(task_id, n_envs=arguments.pop("n_envs", N_ENVS), seed=seed),
         seed=seed,
-        device="cpu",
+        device=arguments.pop("device", "cpu"),
         tensorboard_log=tensorboard_log,
         **arguments,
     )

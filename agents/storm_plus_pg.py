@@ -27,7 +27,7 @@ def build_storm_plus_pg(
         "MlpPolicy",
         make_env(task_id, n_envs=arguments.pop("n_envs", N_ENVS), seed=seed),
         seed=seed,
-        device="cpu",
+        device=arguments.pop("device", "cpu"),
         tensorboard_log=tensorboard_log,
         **arguments,
     )

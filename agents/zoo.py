@@ -35,7 +35,6 @@ def build_from_zoo(
         # Schedules, policy keyword arguments, wrappers and VecNormalize as the zoo's `train` sets them up.
         settings, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(settings)
         env = manager.create_envs(manager.n_envs, no_log=True)
-    model: BaseAlgorithm = ALGOS[algorithm](
-        env=env, seed=seed, device="cpu", tensorboard_log=tensorboard_log, **settings
-    )
+    settings = {"device": "cpu", **settings}
+    model: BaseAlgorithm = ALGOS[algorithm](env=env, seed=seed, tensorboard_log=tensorboard_log, **settings)
     return model

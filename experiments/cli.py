@@ -20,6 +20,7 @@ from experiments.studies.benchmark import grid, run_benchmark
 from experiments.studies.confirm_family import confirm_family
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
+from experiments.studies.throughput import throughput
 from experiments.studies.tune_family import tune_family
 from experiments.trained import export_agents, watch
 
@@ -121,7 +122,7 @@ def pack_runs(
 for command in (report, export_agents, watch):
     app.command()(command)
 
-for study in (agent_check, ablations, optimisers, gradient_error, tune_family, confirm_family):
+for study in (agent_check, ablations, optimisers, gradient_error, throughput, tune_family, confirm_family):
     app.command()(study)
 
 

@@ -1,0 +1,100 @@
+"""What is measured: the algorithms at numbers of environments, network widths and batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
+
+from agents import get_contestant
+from envs.batched import make_vec
+
+ALGORITHMS = ("storm_plus_pg", "ppo_zoo", "a2c_zoo", "trpo_zoo")
+ENVIRONMENTS = ("gymnasium", "batched")
+# 64 for the ratio that is published of it.
+N_ENVS = (1, 8, 32, 64, 128)
+# The first is every algorithm's own.
+WIDTHS = (64, 128, 256, 512, 1024)
+BATCHES = (512, 2048, 8192)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What identifies a measurement; ``own_*`` say whether it is the algorithm's own setting on the task."""
+
+    task: str
+    algorithm: str
+    environments: str
+    n_envs: int
+    n_steps: int
+    width: int
+    device: str = "cpu"
+    own_n_envs: bool = field(default=False, compare=False)
+    own_n_steps: bool = field(default=True, compare=False)
+
+    def build(self) -> OnPolicyAlgorithm:
+        """The model with its environments, ready for ``learn``."""
+        arguments = {
+            "n_envs": self.n_envs,
+            "n_steps": self.n_steps,
+            "policy_kwargs": {"net_arch": [self.width, self.width]},
+            "device": self.device,
+        }
+        return build(self.task, self.algorithm, self.environments, **arguments)
+
+
+def build(task: str, algorithm: str, environments: str = "gymnasium", **arguments: Any) -> OnPolicyAlgorithm:
+    """The contestant on one kind of environments; ``arguments`` replace its settings.
+
+    Raises:
+        ValueError: Not an on-policy algorithm of SB3's kind, whose time has no such split.
+    """
+    contestant = get_contestant(algorithm)
+    batched = environments == "batched"
+    if batched and not contestant.own_environments:
+        arguments["make_env"] = make_vec
+    model = contestant.build(task, 0, None, **arguments)
+    if not isinstance(model, OnPolicyAlgorithm):
+        raise ValueError(f"throughput: {algorithm!r} is not on-policy with rollouts of fixed length")
+    if batched and contestant.own_environments:
+        # RL Zoo makes gymnasium's: others take their place, in the same wrapper.
+        env = make_vec(task, model.n_envs, seed=0)
+        normalizer = model.get_vec_normalize_env()
+        if normalizer is not None:
+            obs, reward = normalizer.norm_obs, normalizer.norm_reward
+            model.set_env(VecNormalize(env, norm_obs=obs, norm_reward=reward, gamma=normalizer.gamma))
+        else:
+            model.set_env(env)
+    return model
+
+
+def configurations(
+    task: str,
+    algorithms: Sequence[str],
+    n_envs: Sequence[int],
+    widths: Sequence[int],
+    batches: Sequence[int],
+    device: str,
+) -> list[Configuration]:
+    """Numbers of environments at the first width; widths, then batches, at each algorithm's own number.
+
+    Not every combination: what an update costs does not depend on what fills its batch.
+    """
+    found: list[Configuration] = []
+    for algorithm in algorithms:
+        own = build(task, algorithm)
+        for count in dict.fromkeys((own.n_envs, *n_envs)):
+            n_steps = own.n_steps if count == own.n_envs else build(task, algorithm, n_envs=count).n_steps
+            found += [
+                Configuration(task, algorithm, environments, count, n_steps, widths[0], own_n_envs=count == own.n_envs)
+                for environments in ENVIRONMENTS
+            ]
+            if count == own.n_envs:
+                found += [replace(c, width=width) for width in widths[1:] for c in found[-2:]]
+                found += [
+                    replace(found[-1], environments="gymnasium", width=widths[0], n_steps=steps, own_n_steps=False)
+                    for steps in (-(-batch // count) for batch in batches)
+                    if steps != n_steps
+                ]
+    return [replace(c, device=str(device)) for c in dict.fromkeys(found)]

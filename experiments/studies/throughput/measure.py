@@ -1,0 +1,211 @@
+"""One measurement: the speed of ``learn()``, where its time goes, and its memory."""
+
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from experiments.studies.throughput.configurations import Configuration
+from storm_rl import STORMPlusPG
+
+MIB = 2.0**20
+# Of a gradient; the median of so many is stable to a few per cent.
+GRADIENTS = 20
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """One torch thread and, where the system allows it, one core for this process inside the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if allowed:
+        # The last: the first cores serve more of the system's interrupts.
+        os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if allowed:
+            os.sched_setaffinity(0, allowed)
+
+
+class Clock:
+    """Adds up the seconds inside functions that it wraps, and how often they were called."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
+
+    def now(self) -> float:
+        """Seconds, once the device has done all it was given."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def wrap(self, owner: Any, method: str) -> None:
+        """Count the time of ``owner.method`` from now on."""
+        inner: Callable[..., Any] = getattr(owner, method)
+        # An environment steps on the processor, between transfers that have waited for the device.
+        now = time.perf_counter if method == "step" else self.now
+        self.seconds[method], self.calls[method] = 0.0, 0
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = now()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[method] += now() - begin
+                self.calls[method] += 1
+
+        setattr(owner, method, timed)
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.seconds, self.calls = dict.fromkeys(self.seconds, 0.0), dict.fromkeys(self.calls, 0)
+
+
+def speed(configuration: Configuration, seconds: float, steps: int | None = None) -> dict[str, Any]:
+    """Env steps per second of ``learn()``, its split, the raw environments' and the gradients'.
+
+    Args:
+        configuration: What to measure.
+        seconds: About how long ``learn()`` is measured.
+        steps: Env steps of it, in place of ``seconds``; rounded up to whole rollouts.
+    """
+    model = configuration.build()
+    env = model.get_env()
+    assert env is not None
+    clock = Clock(model.device)
+    for owner, method in ((env, "step"), (model, "collect_rollouts"), (model, "train")):
+        clock.wrap(owner, method)
+    pace = _warm_up(model, clock, seconds if steps is None else 0.0)
+    clock.reset()
+    before, begin = model.num_timesteps, clock.now()
+    model.learn(steps or max(1, round(pace * seconds)), reset_num_timesteps=False)
+    total, done = clock.now() - begin, model.num_timesteps - before
+    spent = clock.seconds
+    row = {
+        "steps": done,
+        "steps_per_second": done / total,
+        "environment_us": 1e6 * spent["step"] / done,
+        "policy_us": 1e6 * (spent["collect_rollouts"] - spent["step"]) / done,
+        "update_us": 1e6 * spent["train"] / done,
+        "other_us": 1e6 * (total - spent["collect_rollouts"] - spent["train"]) / done,
+        "update_ms_each": 1e3 * spent["train"] / clock.calls["train"],
+        "transitions": model.n_steps * model.n_envs,
+        "parameters": sum(values.numel() for values in model.policy.parameters()),
+        "raw_steps_per_second": _raw_speed(model, done),
+    }
+    if isinstance(model, STORMPlusPG):
+        row |= _gradients(model, clock)
+    env.close()
+    return row
+
+
+def _warm_up(model: OnPolicyAlgorithm, clock: Clock, seconds: float) -> float:
+    """Learn until allocations are made and windows of recent rollouts are full; the pace in env steps per second."""
+    steps = _rollouts_to_fill(model) * model.n_steps * model.n_envs
+    while True:
+        before, begin = model.num_timesteps, clock.now()
+        model.learn(steps, reset_num_timesteps=before == 0)
+        taken = clock.now() - begin
+        if taken >= seconds / 5:
+            return (model.num_timesteps - before) / taken
+        steps *= 2
+
+
+def _rollouts_to_fill(model: OnPolicyAlgorithm) -> int:
+    """Rollouts until every window of recent ones is full, so that updates cost what they cost from then on."""
+    return max(int(getattr(model, name, 1)) for name in ("reuse_rollouts", "fisher_rollouts"))
+
+
+def _raw_speed(model: OnPolicyAlgorithm, steps: int) -> float:
+    """Env steps per second of the same environments and wrappers under random actions, drawn beforehand."""
+    env = model.get_env()
+    assert env is not None
+    count = max(1, steps // env.num_envs)
+    actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(min(count, 64))]
+    begin = time.perf_counter()
+    for index in range(count):
+        env.step(actions[index % len(actions)])
+    return count * env.num_envs / (time.perf_counter() - begin)
+
+
+def _gradients(model: STORMPlusPG, clock: Clock) -> dict[str, float]:
+    """Milliseconds of the update's gradient at one parameter vector, and at both that the recursion needs."""
+    batch = model._transitions()
+    parameters = model.policy.actor_parameters()
+    present = parameters_to_vector(parameters).detach()
+    previous = model.recursion.previous_parameters
+    assert previous is not None
+    model.policy.set_training_mode(False)
+    one, two = [], []
+    for _ in range(GRADIENTS):
+        begin = clock.now()
+        model._part_gradients(batch)
+        middle = clock.now()
+        # As `train` does it: the second evaluation, with the parameters' way there and back.
+        model._part_gradients(batch)
+        vector_to_parameters(previous, parameters)
+        model._part_gradients(batch)
+        vector_to_parameters(present, parameters)
+        one.append(middle - begin)
+        two.append(clock.now() - middle)
+    both = {"gradient_ms": 1e3 * float(np.median(one)), "two_point_gradient_ms": 1e3 * float(np.median(two))}
+    return {**both, "gradient_ratio": float(np.median(np.divide(two, one)))}
+
+
+def memory(configuration: Configuration) -> dict[str, float]:
+    """Peak memory of a fresh process that trains for a few rollouts, in MiB."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_memory_in_this_process, (configuration,))
+
+
+def _memory_in_this_process(configuration: Configuration) -> dict[str, float]:
+    torch.set_num_threads(1)
+    # What the libraries take, once loaded and warm, is not the configuration's.
+    small = replace(configuration, n_envs=1, n_steps=64, width=64).build()
+    small.learn(64)
+    del small
+    start = peak_mib()
+    model = configuration.build()
+    model.learn(_rollouts_to_fill(model) * model.n_steps * model.n_envs)
+    found = {"peak_mib": peak_mib(), "peak_above_start_mib": peak_mib() - start}
+    if configuration.device == "cuda":
+        found["peak_cuda_mib"] = torch.cuda.max_memory_allocated() / MIB
+    return found
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process.
+
+    On Linux ``ru_maxrss`` also holds what the parent had when it started this process, hence the kernel's own count.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return (
+            float(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+        )
+    units = MIB if sys.platform == "darwin" else 1024.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
+
+
+def machine(device: str) -> str:
+    """What the figures were measured on, in words."""
+    return (
+        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores, one used"
+    )
