@@ -81,7 +81,7 @@ def test_grid_survives_a_worker_killed_in_the_middle_and_brings_everything_home(
     assert workers[0].poll() == -signal.SIGKILL
     assert workers[1].poll() is None
     assert failed == [bad]
-    assert "gamma must lie in [0, 1]" in json.loads(failed_path(folder, bad).read_text())["traceback"]
+    assert "gamma must be a number in [0, 1], got 7" in json.loads(failed_path(folder, bad).read_text())["traceback"]
     for spec in specs:
         assert load_run(raw_path(folder, spec))["seed"] == spec.seed
         assert model_path(folder, spec).exists()
