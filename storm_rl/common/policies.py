@@ -12,11 +12,13 @@ from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
     FlattenExtractor,
+    MlpExtractor,
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from storm_rl.common.dense_network import DenseNetwork
 from storm_rl.common.running_statistics import ObservationStatistics, StandardisedFeatures
 
 
@@ -162,6 +164,26 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         values: Tensor = self.value_head.linear(latent).flatten()
         return values
 
+    def dense_critic(self) -> DenseNetwork | None:
+        """The critic's network behind its features, in closed form; None if it is not SB3's fully connected one."""
+        if type(self.mlp_extractor) is not MlpExtractor or type(self).scaled_values is not _BASE.scaled_values:
+            return None
+        return DenseNetwork.of(self.mlp_extractor.value_net, self.value_head.linear)
+
+    def dense_actor(self) -> DenseNetwork | None:
+        """The actor's network from features to logits or means, in closed form; None if the actor is more than that."""
+        own = [getattr(type(self), name) for name in _ACTOR_METHODS]
+        if own != [getattr(_BASE, name) for name in _ACTOR_METHODS] or type(self.mlp_extractor) is not MlpExtractor:
+            return None
+        if getattr(self.action_dist, "learn_features", False):
+            return None
+        network = DenseNetwork.of(self.mlp_extractor.policy_net, self.action_net)
+        log_std = getattr(self, "log_std", None)
+        n_noise = log_std.numel() if isinstance(log_std, nn.Parameter) else 0
+        n_all = sum(parameter.numel() for parameter in self.actor_parameters())
+        # More parameters than these are a features extractor's.
+        return network if network is not None and network.n_parameters + n_noise == n_all else None
+
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""
         if self.normalize_observations:
@@ -182,6 +204,11 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             "normalize_observations": self.normalize_observations,
             "share_features_extractor": self.share_features_extractor,
         }
+
+
+_BASE = StandardisedActorCriticPolicy
+# Where a subclass has its own, the network is not all there is to the actor.
+_ACTOR_METHODS = ("get_distribution", "_get_action_dist_from_latent")
 
 
 class StandardisedActorCriticCnnPolicy(StandardisedActorCriticPolicy):

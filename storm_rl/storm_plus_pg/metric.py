@@ -2,13 +2,12 @@
 
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.observations import ObservationBatch, concatenate, subsample
 from storm_rl.common.policies import StandardisedActorCriticPolicy
-from storm_rl.gradients.fisher import conjugate_gradient, fisher_vector_product
+from storm_rl.gradients.fisher import conjugate_gradient
+from storm_rl.storm_plus_pg.actor import actor_on_states
 
 
 class Metric(Protocol):
@@ -74,11 +73,7 @@ class FisherMetric:
 
     def inverse_product(self, policy: StandardisedActorCriticPolicy, direction: Tensor) -> Tensor:
         r""":math:`(F + \lambda I)^{-1} d` by conjugate gradients at the policy's current parameters."""
-        states = concatenate(self.rollouts)
-        with torch.no_grad():
-            fixed = kept(policy.get_distribution(states))
-        divergence = mean_kl(fixed, policy.get_distribution(states))
-        product = fisher_vector_product(divergence, policy.actor_parameters())
+        product = actor_on_states(policy, concatenate(self.rollouts)).fisher_product()
         return conjugate_gradient(lambda vector: product(vector) + self.damping * vector, direction, self.n_iterations)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """STORM+ policy gradient: an actor-critic whose actor follows a recursive, importance-weighted gradient."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
@@ -15,12 +16,13 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl.common.arguments import check_integer, check_range
-from storm_rl.common.distributions import kept, mean_kl
+from storm_rl.common.distributions import mean_kl
 from storm_rl.common.faults import all_or_nothing
-from storm_rl.common.observations import select
+from storm_rl.common.observations import ObservationBatch, select
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
 from storm_rl.common.rollout_window import Transitions
 from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights, segment_weights
+from storm_rl.storm_plus_pg.actor import ActorOnStates, actor_on_states
 from storm_rl.storm_plus_pg.metric import EuclideanMetric, FisherMetric, Metric
 from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
 
@@ -252,11 +254,11 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         theta = parameters_to_vector(parameters).detach()
         recursion = self.recursion
 
-        gradients, _ = self._part_gradients(batch)
+        actor = actor_on_states(self.policy, batch.observations)
+        gradients, _ = self._part_gradients(actor, batch)
         gradients_at_previous = None
         if recursion.needs_previous and recursion.previous_parameters is not None:
-            with _values(parameters, recursion.previous_parameters):
-                gradients_at_previous, weights = self._part_gradients(batch)
+            gradients_at_previous, weights = self._part_gradients(actor, batch, recursion.previous_parameters)
             self._record_weights(weights)
             self._record_cosine(recursion.direction, gradients.mean(dim=0))
         overlap = 1.0 - self.window.newest.dones.numel() / len(batch.advantages)
@@ -271,14 +273,14 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
             step_size = min(step_size, (2.0 * self.max_kl / direction_square) ** 0.5)
 
-        with torch.no_grad():
-            before = kept(self.policy.get_distribution(batch.observations))
-            vector_to_parameters(theta - step_size * natural_direction, parameters)
-            after = kept(self.policy.get_distribution(batch.observations))
-            self.logger.record("train/kl", float(mean_kl(before, after)))
-            entropy = after.entropy()
-            if entropy is not None:
-                self.logger.record("train/entropy", float(entropy.mean()))
+        before = actor.distribution()
+        moved = theta - step_size * natural_direction
+        vector_to_parameters(moved, parameters)
+        after = actor.distribution(moved)
+        self.logger.record("train/kl", float(mean_kl(before, after)))
+        entropy = after.entropy()
+        if entropy is not None:
+            self.logger.record("train/entropy", float(entropy.mean()))
         self.logger.record("train/momentum", recursion.momentum)
         self.logger.record("train/step_size", step_size)
         self.logger.record("train/gradient_norm", float(proposal.gradient.norm()))
@@ -287,39 +289,38 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
-    def _part_gradients(self, batch: Transitions) -> tuple[Tensor, Tensor]:
-        """Importance-weighted gradients of the surrogate at the actor's present parameters, and the weights.
+    def _part_gradients(
+        self, actor: ActorOnStates, batch: Transitions, at: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Importance-weighted gradients of the surrogate and the weights, at a flat vector or (None) the present.
 
         One gradient for each part of the transitions, ``(k, n)``, scaled so that their mean is that of all transitions.
         At the present parameters the weights of the newest rollout are 1.
         """
-        parameters = self.policy.actor_parameters()
         size = len(batch.advantages)
-        n_parts = min(N_PARTS, size)
-        products = None if self.weights == "step" else self._product_weights(batch)
-        gradients, weights = [], []
-        # A pass for each part: one pass over all with a batched backward would carry every part's zeros along.
-        for part in torch.arange(size, device=self.device).tensor_split(n_parts):
-            distribution = self.policy.get_distribution(select(batch.observations, part))
+        products = None if self.weights == "step" else self._product_weights(actor, batch, at)
+        weights: list[Tensor] = []
+
+        def objective(distribution: Distribution, part: slice) -> Tensor:
             log_prob = distribution.log_prob(batch.actions[part])
             if products is None:
                 weight = per_step_weights(log_prob, batch.behaviour_log_prob[part], truncation=self.max_weight)
             else:
                 weight = products[part]
-            objective = weight * batch.advantages[part] * log_prob
+            weights.append(weight)
+            gain = weight * batch.advantages[part] * log_prob
             if self.ent_coef:
                 entropy = distribution.entropy()
-                objective = objective + self.ent_coef * (-log_prob if entropy is None else entropy)
-            loss = -objective.sum() * (n_parts / size)
-            gradients.append(parameters_to_vector(torch.autograd.grad(loss, parameters, materialize_grads=True)))
-            weights.append(weight)
-        gradient = torch.stack(gradients)
+                gain = gain + self.ent_coef * (-log_prob if entropy is None else entropy)
+            return gain
+
+        parts = equal_parts(size, min(N_PARTS, size))
+        gradient = actor.part_gradients(objective, parts, at).mul_(-len(parts) / size)
         _check_finite("the policy gradient", gradient)
         return gradient, torch.cat(weights)
 
-    @torch.no_grad()
-    def _product_weights(self, batch: Transitions) -> Tensor:
-        log_prob = self.policy.get_distribution(batch.observations).log_prob(batch.actions)
+    def _product_weights(self, actor: ActorOnStates, batch: Transitions, at: Tensor | None = None) -> Tensor:
+        log_prob = actor.distribution(at).log_prob(batch.actions)
         per_decision = self.weights == "decision"
         return segment_weights(log_prob, batch.behaviour_log_prob, batch.segment_ends, per_decision, self.max_weight)
 
@@ -339,27 +340,51 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale)
         scale = self.policy.value_scale
-        targets = batch.value_targets / scale
-        features = None
-        if not self.policy.critic_learns_features:
-            with torch.no_grad():
-                features = self.policy.critic_features(batch.observations)
+        critic_loss = self._critic_loss(batch.observations, batch.value_targets / scale)
         losses = []
-        for index in self._minibatches(len(targets)):
-            part = (
-                self.policy.critic_features(select(batch.observations, index)) if features is None else features[index]
-            )
-            loss = functional.mse_loss(self.policy.scaled_values(part), targets[index])
-            self.policy.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+        for index in self._minibatches(len(batch.value_targets)):
+            losses.append(critic_loss(index))
             self.policy.optimizer.step()
-            losses.append(loss.detach())
         self.logger.record("train/value_loss", float(torch.stack(losses).mean()))
         self.logger.record("train/value_scale", scale)
         self.logger.record(
             "train/explained_variance",
             float(explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())),
         )
+
+    def _critic_loss(self, observations: ObservationBatch, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """The critic's squared error on the transitions of an index; its gradient is left where the optimizer looks."""
+        policy = self.policy
+        if policy.critic_learns_features:
+
+            def with_features(index: Tensor) -> Tensor:
+                features = policy.critic_features(select(observations, index))
+                return self._autograd_loss(features, targets[index])
+
+            return with_features
+        with torch.no_grad():
+            features = policy.critic_features(observations)
+        network = policy.dense_critic()
+        if network is None:
+            return lambda index: self._autograd_loss(features[index], targets[index])
+        gradients = [torch.zeros_like(tensor) for tensor in network.tensors]
+        for parameter, gradient in zip(policy.critic_parameters(), gradients, strict=True):
+            parameter.grad = gradient
+
+        def closed_form(index: Tensor) -> Tensor:
+            values = network.forward(features[index])
+            errors = values[-1].sub_(targets[index].unsqueeze(1))
+            loss = errors.square().mean()
+            network.gradient(values, network.backward(values, errors.mul_(2.0 / len(index))), gradients)
+            return loss
+
+        return closed_form
+
+    def _autograd_loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        loss = functional.mse_loss(self.policy.scaled_values(features), targets)
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _minibatches(self, size: int) -> Iterator[Tensor]:
         """Indices of ``critic_steps`` minibatches: passes over ``size`` transitions, each in an order of its own."""
@@ -401,15 +426,10 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         return [*state_dicts, "recursion", "step_metric"], tensors
 
 
-@contextmanager
-def _values(parameters: Sequence[Tensor], vector: Tensor) -> Iterator[None]:
-    """The parameters hold ``vector`` inside the block and what they held before after it, errors or not."""
-    held = parameters_to_vector(parameters).detach()
-    vector_to_parameters(vector, parameters)
-    try:
-        yield
-    finally:
-        vector_to_parameters(held, parameters)
+def equal_parts(size: int, n_parts: int) -> list[slice]:
+    """``n_parts`` slices of a range, of lengths that differ by at most 1."""
+    bounds = [size * part // n_parts for part in range(n_parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from experiments.studies.throughput.configurations import Configuration
 from storm_rl import STORMPlusPG
+from storm_rl.storm_plus_pg.actor import actor_on_states
 
 MIB = 2.0**20
 # Of a gradient; the median of so many is stable to a few per cent.
@@ -147,22 +147,17 @@ def _raw_speed(model: OnPolicyAlgorithm, steps: int) -> float:
 
 def _gradients(model: STORMPlusPG, clock: Clock) -> dict[str, float]:
     """Milliseconds of the update's gradient at one parameter vector, and at both that the recursion needs."""
-    batch = model._transitions()
-    parameters = model.policy.actor_parameters()
-    present = parameters_to_vector(parameters).detach()
-    previous = model.recursion.previous_parameters
+    batch, previous = model._transitions(), model.recursion.previous_parameters
     assert previous is not None
     model.policy.set_training_mode(False)
+    actor = actor_on_states(model.policy, batch.observations)
     one, two = [], []
     for _ in range(GRADIENTS):
         begin = clock.now()
-        model._part_gradients(batch)
+        model._part_gradients(actor, batch)
         middle = clock.now()
-        # As `train` does it: the second evaluation, with the parameters' way there and back.
-        model._part_gradients(batch)
-        vector_to_parameters(previous, parameters)
-        model._part_gradients(batch)
-        vector_to_parameters(present, parameters)
+        model._part_gradients(actor, batch)
+        model._part_gradients(actor, batch, previous)
         one.append(middle - begin)
         two.append(clock.now() - middle)
     both = {"gradient_ms": 1e3 * float(np.median(one)), "two_point_gradient_ms": 1e3 * float(np.median(two))}
