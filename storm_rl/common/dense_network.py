@@ -27,8 +27,11 @@ class DenseNetwork:
         self.tensors = list(tensors)
         self.activations = list(activations)
         self.n_parameters = sum(tensor.numel() for tensor in tensors)
-        self._forward = [_ACTIVATIONS[activation][0] for activation in activations]
-        self._backward = [_ACTIVATIONS[activation][1] for activation in activations]
+        self._weights, self._biases = self.tensors[::2], self.tensors[1::2]
+        # Views, made once: on small batches each costs as much as an operation.
+        self._transposed = [weight.t() for weight in self._weights]
+        self._activate = [_ACTIVATIONS[activation][0] for activation in activations]
+        self._derivatives = [_ACTIVATIONS[activation][1] for activation in activations]
 
     @classmethod
     def of(cls, *modules: nn.Module) -> Self | None:
@@ -60,9 +63,8 @@ class DenseNetwork:
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """``inputs``, ``(n, n_in)``, and each layer's activations ``(n, n_out)``; the last are the outputs."""
         values = [inputs]
-        for index, activate in enumerate(self._forward):
-            weight, bias = self.tensors[2 * index : 2 * index + 2]
-            values.append(activate(torch.addmm(bias, values[-1], weight.t())))
+        for weight, bias, activate in zip(self._transposed, self._biases, self._activate, strict=True):
+            values.append(activate(torch.addmm(bias, values[-1], weight)))
         return values
 
     def backward(self, values: Sequence[Tensor], cotangent: Tensor) -> list[Tensor]:
@@ -73,15 +75,15 @@ class DenseNetwork:
             cotangent: Derivative of a scalar in the outputs, ``(n, n_out)`` of the last layer.
         """
         deltas = []
-        for index in reversed(range(len(self._backward))):
-            delta = self._backward[index](cotangent, values[index + 1])
+        for index in reversed(range(len(self._weights))):
+            delta = self._derivatives[index](cotangent, values[index + 1])
             deltas.append(delta)
             if index:
-                cotangent = delta.mm(self.tensors[2 * index])
+                cotangent = delta.mm(self._weights[index])
         return deltas[::-1]
 
     def gradient(
-        self, values: Sequence[Tensor], deltas: Sequence[Tensor], into: Sequence[Tensor], rows: slice = slice(None)
+        self, values: Sequence[Tensor], deltas: Sequence[Tensor], into: Sequence[Tensor], rows: slice | None = None
     ) -> None:
         """The scalar's gradient in the parameters, by the rows ``rows`` of the batch.
 
@@ -89,19 +91,20 @@ class DenseNetwork:
             values: Of :meth:`forward`.
             deltas: Of :meth:`backward`.
             into: Takes the result: tensors in the parameters' shapes.
-            rows: Rows that count.
+            rows: Rows that count; None: all.
         """
         for index, delta in enumerate(deltas):
-            torch.mm(delta[rows].t(), values[index][rows], out=into[2 * index])
-            torch.sum(delta[rows], dim=0, out=into[2 * index + 1])
+            arrived, inputs = (delta, values[index]) if rows is None else (delta[rows], values[index][rows])
+            torch.mm(arrived.t(), inputs, out=into[2 * index])
+            torch.sum(arrived, dim=0, out=into[2 * index + 1])
 
     def tangent(self, values: Sequence[Tensor], direction: Tensor) -> Tensor:
         """Derivative of the outputs along ``direction``, flat, in the parameters: ``(n, n_out)`` of the last layer."""
         split, result = self.split(direction), None
-        for index, derivative in enumerate(self._backward):
+        for index, derivative in enumerate(self._derivatives):
             moved = torch.addmm(split[2 * index + 1], values[index], split[2 * index].t())
             if result is not None:
-                moved.addmm_(result, self.tensors[2 * index].t())
+                moved.addmm_(result, self._transposed[index])
             result = derivative(moved, values[index + 1])
         assert result is not None
         return result

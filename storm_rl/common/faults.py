@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -124,6 +125,15 @@ def not_finite_name(state: Any, name: str = "") -> str | None:
     return None
 
 
+def _copied(state: Any) -> Any:
+    # deepcopy's bookkeeping costs several times the copying of a few dozen tensors.
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
+    if type(state) in (dict, OrderedDict):
+        return {key: _copied(entry) for key, entry in state.items()}
+    return [_copied(entry) for entry in state] if type(state) is list else copy.deepcopy(state)
+
+
 def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], None]:
     """Make an update a transaction: it is done and all of it is finite, or the model is as it was before.
 
@@ -136,7 +146,7 @@ def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], 
 
     @functools.wraps(train)
     def guarded(self: Algorithm) -> None:
-        before, n_updates = copy.deepcopy(self.get_parameters()), self._n_updates
+        before, n_updates = _copied(self.get_parameters()), self._n_updates
         try:
             train(self)
             name = not_finite_name(self.get_parameters())

@@ -24,6 +24,8 @@ def traced_advantages(
     (Espeholt et al. 2018, arXiv 1802.01561, eq. 1, with lambda as in its remark 2), and :math:`A_h` is the
     advantage that belongs to it. Where all ratios are 1 these are GAE (Schulman et al. 2016) and the lambda-return.
 
+    All tensors are on the CPU and carry no graph.
+
     Args:
         rewards: ``r_h``, ``(n_steps, n_envs)``, time first.
         values: ``V(s_h)``, the same shape.
@@ -43,6 +45,8 @@ def traced_advantages(
     traces = ratios.clamp(max=1.0)
     advantages = rewards + gamma * next_values - values
     factors = torch.where(dones[:-1], 0.0, gamma * gae_lambda * traces[1:])
-    for step in reversed(range(len(factors))):
-        advantages[step] += factors[step] * advantages[step + 1]
+    # As arrays: of so few numbers a step, numpy's operations cost a fraction of torch's.
+    summed, weights = advantages.numpy(), factors.numpy()
+    for step in reversed(range(len(weights))):
+        summed[step] += weights[step] * summed[step + 1]
     return advantages, values + traces * advantages

@@ -371,9 +371,11 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         for parameter, gradient in zip(policy.critic_parameters(), gradients, strict=True):
             parameter.grad = gradient
 
+        column = targets.unsqueeze(1)
+
         def closed_form(index: Tensor) -> Tensor:
-            values = network.forward(features[index])
-            errors = values[-1].sub_(targets[index].unsqueeze(1))
+            values = network.forward(features.index_select(0, index))
+            errors = values[-1].sub_(column.index_select(0, index))
             loss = errors.square().mean()
             network.gradient(values, network.backward(values, errors.mul_(2.0 / len(index))), gradients)
             return loss
