@@ -17,6 +17,7 @@ import typer
 from agents.family import FAMILY, tuned_settings
 from envs import get_task
 from experiments.files import write_atomically
+from experiments.report.page import markdown_table
 from experiments.studies.tune_family import RESULTS, trial
 
 BUDGET = 1_000_000
@@ -43,7 +44,9 @@ def confirm_family(
                 settings = tuned_settings(algorithm, task)
                 rows.append(trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, batched=False))
                 write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
-    typer.echo(summary(pd.DataFrame(rows)).to_string())
+    found = summary(pd.DataFrame(rows))
+    write_atomically(path.with_suffix(".md"), (markdown_table(found.reset_index()) + "\n").encode())
+    typer.echo(found.to_string())
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -53,12 +56,16 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "reached": grouped["steps_to_threshold"].count(),
             "runs": grouped.size(),
-            "trajectories (median)": grouped["episodes_to_threshold"].median(),
+            "trajectories (median)": grouped["episodes_to_threshold"].agg(_median),
             "trajectories (each)": grouped["episodes_to_threshold"].agg(_listed),
-            "env steps (median)": grouped["steps_to_threshold"].median(),
+            "env steps (median)": grouped["steps_to_threshold"].agg(_median),
         }
     )
 
 
 def _listed(each: "pd.Series[float]") -> str:
     return ", ".join(f"{value:.0f}" for value in sorted(each.dropna()))
+
+
+def _median(each: "pd.Series[float]") -> str:
+    return f"{each.median():,.0f}"

@@ -183,3 +183,29 @@ def tune_family(
             content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
             write_atomically(SETTINGS_FILE, content.encode())
             print(f"{algorithm} on {task_id}: {winner}", flush=True)
+    write_atomically(output / "table.md", table(output).encode())
+
+
+def table(folder: Path) -> str:
+    """For each task and algorithm the settings that won and their runs of the second round, as Markdown."""
+    lines = [
+        "The best settings of each algorithm and task, and their runs of the second round (seeds 101, 102): score 0 to "
+        "1, env steps to the threshold (-: not within the budget), mean return of the last evaluation.",
+        "",
+        "| task | algorithm | learning rate | batch | baseline | score | env steps to threshold | last return |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task_id in TASKS:
+        path = folder / f"{task_id}.csv"
+        rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["algorithm", "seed", "settings"])
+        second = rows[rows["seed"] > FIRST_SEED]
+        for algorithm, runs in second.groupby("algorithm", sort=False):
+            scores = runs.groupby("settings")["score"].mean()
+            won = runs[runs["settings"] == scores.idxmax()]
+            settings = json.loads(str(scores.idxmax()))
+            sizes = [str(settings[name]) for name in ("batch_size", "mini_batch_size") if name in settings]
+            steps = ", ".join("-" if np.isnan(value) else f"{value:,.0f}" for value in won["steps_to_threshold"])
+            cells = [task_id, algorithm, settings["learning_rate"], "/".join(sizes), settings["baseline"]]
+            cells += [f"{scores.max():.2f}", steps, ", ".join(f"{value:.0f}" for value in won["last_return"])]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from agents.family import FAMILY
@@ -48,3 +50,21 @@ def test_search_prefers_the_better_settings(tmp_path: Path, monkeypatch: pytest.
     assert winner["batch_size"] == 100
     assert len(results.rows) == 18 + 2 * tune_family.FINALISTS
     assert np.isfinite([row["score"] for row in results.rows]).all()
+
+
+def test_table_shows_the_winner_of_the_second_round(tmp_path: Path) -> None:
+    def row(rate: float, seed: int, score: float, steps: float) -> dict[str, object]:
+        settings = json.dumps({"learning_rate": rate, "batch_size": 10, "mini_batch_size": 5, "baseline": "none"})
+        names = ("algorithm", "settings", "seed", "score", "steps_to_threshold", "last_return")
+        return dict(zip(names, ("SVRPG", settings, seed, score, steps, 480.0), strict=True))
+
+    rows = [row(0.1, 100, 0.9, 1000.0)]  # The first round's winner, worse in the second.
+    rows += [
+        row(0.1, 101, 0.2, np.nan),
+        row(0.1, 102, 0.4, np.nan),
+        row(0.2, 101, 0.5, 7000.0),
+        row(0.2, 102, 0.5, np.nan),
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "CartPole-v1.csv", index=False)
+    (line,) = [line for line in tune_family.table(tmp_path).splitlines() if line.startswith("| CartPole")]
+    assert line == "| CartPole-v1 | SVRPG | 0.2 | 10/5 | none | 0.50 | 7,000, - | 480, 480 |"

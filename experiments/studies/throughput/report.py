@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from experiments.files import write_atomically
 from experiments.plots import new_figure, save
 from experiments.report.figures import style
+from experiments.report.page import markdown_table
 from experiments.report.study import OURS, REFERENCE, label
 from experiments.studies.throughput.configurations import WIDTHS
 
@@ -152,10 +153,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    if not len(table):
-        return "Not measured."
-    lines: list[Iterable[object]] = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return markdown_table(table) if len(table) else "Not measured."
 
 
 def _plot_speed(medians: pd.DataFrame, path: Path) -> None:
