@@ -118,7 +118,7 @@ def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _tanh(inputs: Tensor) -> Tensor:
-    if inputs.device.type != "cpu":
+    if inputs.device.type != "cpu" or inputs.dtype is torch.bfloat16:
         return inputs.tanh_()
     # numpy's is vectorised where torch's is not, up to ten times faster.
     array = inputs.numpy()
