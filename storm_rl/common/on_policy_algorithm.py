@@ -98,12 +98,13 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
         self._in_rollout = True
+        act = self.policy.acting_form()
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with torch.no_grad(), acting(self.policy, self.num_timesteps):
-                actions_tensor, values, log_probs = self.policy(
+                actions_tensor, values, log_probs = act(
                     obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 )
             check_policy_outputs(self.num_timesteps, actions=actions_tensor, values=values, log_probs=log_probs)

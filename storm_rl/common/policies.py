@@ -1,12 +1,13 @@
 """Actor-critic policies that carry their observation statistics and the scale of their values."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
@@ -183,6 +184,41 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         n_all = sum(parameter.numel() for parameter in self.actor_parameters())
         # More parameters than these are a features extractor's.
         return network if network is not None and network.n_parameters + n_noise == n_all else None
+
+    def distribution_of(self, outputs: Tensor, latent: Tensor, log_std: Tensor | None) -> Distribution:
+        """The action distribution from the actor's outputs on: the policy's own object, as of ``get_distribution``.
+
+        Args:
+            outputs: Logits or means, ``(n, n_outputs)``, of :meth:`dense_actor`.
+            latent: Its last hidden layer, ``(n, n_latent)``, of which gSDE's noise is a function.
+            log_std: In place of the policy's own; None where the distribution has none.
+        """
+        distribution = self.action_dist
+        if isinstance(distribution, StateDependentNoiseDistribution):
+            assert log_std is not None
+            return distribution.proba_distribution(outputs, log_std, latent)
+        return distribution.proba_distribution(*((outputs,) if log_std is None else (outputs, log_std)))
+
+    def acting_form(self) -> Callable[[Any], tuple[Tensor, Tensor, Tensor]]:
+        """:meth:`forward` without gradients and at the present parameters, for the small batches of a rollout."""
+        actor, critic = self.dense_actor(), self.dense_critic()
+        own = any(getattr(type(self), name) is not getattr(_BASE, name) for name in ("forward", "extract_features"))
+        if actor is None or critic is None or own or self._forward_hooks or self._forward_pre_hooks:
+            return self
+        log_std = getattr(self, "log_std", None)
+        shape, scale = self.action_space.shape or (), self.value_scale
+
+        @torch.no_grad()
+        def act(observations: Any) -> tuple[Tensor, Tensor, Tensor]:
+            features = self.extract_features(observations)
+            of_actor, of_critic = (features, features) if isinstance(features, Tensor) else features
+            values = actor.forward(of_actor)
+            distribution = self.distribution_of(values[-1], values[-2], log_std)
+            actions = distribution.get_actions()
+            log_prob = distribution.log_prob(actions)
+            return actions.reshape(-1, *shape), critic.forward(of_critic)[-1].mul_(scale), log_prob
+
+        return act
 
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""

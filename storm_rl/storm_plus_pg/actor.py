@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BaseModel
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -99,7 +99,7 @@ class DenseActorOnStates(ActorOnStates):
         network, log_std = self._at(at)
         with torch.no_grad():
             values = network.forward(self.features)
-            return self._distribution(values[-1], log_std, values[-2])
+            return kept(self.policy.distribution_of(values[-1], values[-2], log_std))
 
     def part_gradients(self, objective: Objective, parts: Sequence[slice], at: Tensor | None = None) -> Tensor:
         """See the base class."""
@@ -109,7 +109,7 @@ class DenseActorOnStates(ActorOnStates):
         outputs = values[-1].requires_grad_()
         gradients = outputs.new_zeros(len(parts), network.n_parameters + (0 if log_std is None else log_std.numel()))
         if log_std is None:
-            total = objective(self._distribution(outputs, None, values[-2]), slice(0, self.size)).sum()
+            total = objective(self.policy.distribution_of(outputs, values[-2], None), slice(0, self.size)).sum()
             (cotangent,) = torch.autograd.grad(total, outputs)
         else:
             # The noise's own parameters are shared by all states: a pass for each part tells its share.
@@ -117,7 +117,7 @@ class DenseActorOnStates(ActorOnStates):
             cotangents = []
             for part, gradient in zip(parts, gradients, strict=True):
                 leaf = outputs.detach()[part].requires_grad_()
-                total = objective(self._distribution(leaf, log_std, values[-2][part]), part).sum()
+                total = objective(self.policy.distribution_of(leaf, values[-2][part], log_std), part).sum()
                 rows, noise = torch.autograd.grad(total, (leaf, log_std), materialize_grads=True)
                 cotangents.append(rows)
                 gradient[network.n_parameters :] = noise.flatten()
@@ -137,8 +137,8 @@ class DenseActorOnStates(ActorOnStates):
         outputs = values[-1]
         leaf = outputs.clone().requires_grad_()
         log_std = None if self.log_std is None else self.log_std.clone().requires_grad_()
-        fixed = self._distribution(outputs, self.log_std, values[-2])
-        divergence = mean_kl(fixed, self._distribution(leaf, log_std, values[-2]))
+        fixed = kept(self.policy.distribution_of(outputs, values[-2], self.log_std))
+        divergence = mean_kl(fixed, self.policy.distribution_of(leaf, values[-2], log_std))
         hessian_product = fisher_vector_product(divergence, [leaf] if log_std is None else [leaf, log_std])
 
         def product(vector: Tensor) -> Tensor:
@@ -158,15 +158,6 @@ class DenseActorOnStates(ActorOnStates):
         size = self.network.n_parameters
         log_std = None if self.log_std is None else vector[size:].view_as(self.log_std)
         return self.network.at(vector[:size]), log_std
-
-    def _distribution(self, outputs: Tensor, log_std: Tensor | None, latent: Tensor) -> Distribution:
-        # As SB3's ActorCriticPolicy._get_action_dist_from_latent, from the outputs on.
-        distribution = self.policy.action_dist
-        if isinstance(distribution, StateDependentNoiseDistribution):
-            assert log_std is not None
-            return kept(distribution.proba_distribution(outputs, log_std, latent))
-        arguments = (outputs,) if log_std is None else (outputs, log_std)
-        return kept(distribution.proba_distribution(*arguments))
 
 
 def actor_on_states(policy: StandardisedActorCriticPolicy, observations: ObservationBatch) -> ActorOnStates:
