@@ -251,6 +251,9 @@ METHODS: dict[str, dict[str, Callable[[Problem], Tensor]]] = {
     "sample space": {f"sample space, {n} states": partial(in_sample_space, n) for n in (256, 1024)},
     "K-FAC, then CG": {"K-FAC": partial(after_kfac, 0), **{f"K-FAC, CG {n}": partial(after_kfac, n) for n in (3, 5)}},
 }
+# Points apart, so that neighbours' labels do not meet.
+LABEL_OFFSETS = [(0, -10), (9, -8), (-10, 0), (0, 10), (0, 9)]
+LABEL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center"}
 SOLVERS = {name: solve for sizes in METHODS.values() for name, solve in sizes.items()}
 
 
@@ -338,13 +341,13 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
     figure, panels = new_figure(1, len(tasks), (5.2 * len(tasks), 4.4), sharex=True, sharey=True)
     for axes, task in zip(panels, tasks, strict=True):
         medians = rows[rows["task"] == task].groupby("solver")[["time_ratio", "error"]].median()
-        for index, (method, sizes) in enumerate(METHODS.items()):
+        for index, ((method, sizes), offset) in enumerate(zip(METHODS.items(), LABEL_OFFSETS, strict=True)):
             points = medians.loc[list(sizes)]
             style: dict[str, Any] = {"color": COLOURS[index], "linestyle": LINES[index], "marker": MARKERS[index]}
             axes.plot(points["time_ratio"], points["error"], label=method, **style)
             for name, point in points.iterrows():
                 size = "".join(filter(str.isdigit, str(name))) or "0"
-                axes.annotate(size, tuple(point), xytext=(5, 4), textcoords="offset points", fontsize=8)
+                axes.annotate(size, tuple(point), xytext=offset, color=COLOURS[index], **LABEL)
         axes.set(xscale="log", yscale="log", title=task, xlabel="time, in that of CG 10 in closed form")
         axes.set_xticks([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
         axes.xaxis.set_major_formatter("{x:g}")
@@ -373,9 +376,11 @@ def fisher_solvers(
             for seed in range(first_seed, first_seed + seeds):
                 rows += _solved_along_training(get_task(task).id, seed, sorted(stages or STAGES), repeats)
                 # After every run, so that an interrupted study leaves what it had.
-                table = pd.DataFrame(rows)
-                write_atomically(output / "solves.csv", table.to_csv(index=False, float_format="%.6g").encode())
+                content = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
+                write_atomically(output / "solves.csv", content.encode())
                 print(f"{task}, seed {seed}: {len(rows)} rows", flush=True)
+    # Of the rows as they are stored, so that the table and the plot can be had from them again.
+    table = pd.read_csv(output / "solves.csv")
     text = markdown_table(summary(table))
     write_atomically(output / "table.md", f"{text}\n".encode())
     plot(table, output / "fisher_solvers.png")
