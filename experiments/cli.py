@@ -18,6 +18,7 @@ from experiments.studies.ablations import ablations
 from experiments.studies.agent_check import agent_check
 from experiments.studies.benchmark import grid, run_benchmark
 from experiments.studies.confirm_family import confirm_family
+from experiments.studies.fisher_solvers import fisher_solvers
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
 from experiments.studies.throughput import throughput
@@ -122,7 +123,16 @@ def pack_runs(
 for command in (report, export_agents, watch):
     app.command()(command)
 
-for study in (agent_check, ablations, optimisers, gradient_error, throughput, tune_family, confirm_family):
+for study in (
+    agent_check,
+    ablations,
+    optimisers,
+    gradient_error,
+    fisher_solvers,
+    throughput,
+    tune_family,
+    confirm_family,
+):
     app.command()(study)
 
 
