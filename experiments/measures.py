@@ -40,13 +40,23 @@ def training_area(episodes: dict[str, Sequence[float]], budget: int) -> float:
     return float(np.average(np.asarray(episodes["return"])[counted], weights=lengths[counted]))
 
 
+def evaluations_within(run: dict[str, Any]) -> dict[str, list[float]]:
+    """The run's evaluations within its budget.
+
+    A batch of whole episodes, or a long rollout, that began before the end of the budget is completed, and what is
+    evaluated meanwhile does not count.
+    """
+    due = max(1, run["budget"] // get_task(run["task"]).evaluate_every)
+    return {name: values[:due] for name, values in run["evaluations"].items()}
+
+
 def measure(run: dict[str, Any]) -> dict[str, Any]:
     """One row of a results table from one run's record.
 
     A run that never reached the threshold counts as its whole budget, and its whole time, and has ``reached`` False.
     """
     task, spec = get_task(run["task"]), spec_of(run)
-    evaluations = run["evaluations"]
+    evaluations = evaluations_within(run)
     steps, returns = evaluations["step"], evaluations["mean_return"]
     hit = steps_to_threshold(steps, returns, task.threshold)
     area, final = area_under_curve(steps, returns), float(np.mean(run["final_returns"]))

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from agents import get_contestant
 from envs import Task
 from experiments.files import write_atomically
+from experiments.measures import evaluations_within
 
-# Okabe and Ito's palette without yellow, which is lost on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+# Okabe and Ito's palette without yellow, which is lost on white; then three of Tol's muted ones.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#882255", "#999933", "#777777")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -42,13 +43,9 @@ def draw_learning_curves(axes: Axes, task: Task, runs: Mapping[str, Sequence[dic
     """Draw the curves of one task into ``axes``, without a legend."""
     for index, (agent, records) in enumerate(runs.items()):
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
-        steps = np.asarray(records[0]["evaluations"]["step"])
-        curves = np.asarray(
-            [
-                np.interp(steps, record["evaluations"]["step"], record["evaluations"]["mean_return"])
-                for record in records
-            ]
-        )
+        evaluations = [evaluations_within(record) for record in records]
+        steps = np.asarray(evaluations[0]["step"])
+        curves = np.asarray([np.interp(steps, each["step"], each["mean_return"]) for each in evaluations])
         axes.plot(steps, curves.T, color=colour, alpha=0.3, linewidth=0.8)
         label = get_contestant(agent).label
         axes.plot(steps, np.median(curves, axis=0), line, color=colour, linewidth=2, label=f"{label}, median")

@@ -8,6 +8,7 @@ import pandas as pd
 import typer
 from matplotlib.figure import Figure
 
+from agents.family import FAMILY
 from experiments.files import write_atomically
 from experiments.plots import png
 from experiments.report import figures, tables
@@ -86,14 +87,7 @@ def _results(study: Study) -> list[Section]:
         Section(
             "Learning curves",
             "",
-            [
-                Image(
-                    "learning_curves",
-                    png(figures.learning_curves(study, agents)),
-                    "Deterministic return (mean of 20 episodes) against env steps: interquartile mean over seeds, and "
-                    "its pointwise 95 % bootstrap interval.",
-                )
-            ],
+            _learning_curves(study),
         ),
         Section(
             "Aggregates",
@@ -119,6 +113,24 @@ def _results(study: Study) -> list[Section]:
             ],
         ),
     ]
+
+
+def _learning_curves(study: Study) -> list[Image]:
+    """A figure of STORM+PG and its opponents and, if SVRPG's siblings ran, one of the whole family."""
+    agents, text = (
+        study.contestants,
+        "Deterministic return (mean of 20 episodes) against env steps: interquartile mean ",
+    )
+    text += "over seeds, and its pointwise 95 % bootstrap interval."
+    family = [name for name in agents if agent_of(name).upper() in FAMILY]
+    siblings = [name for name in family if agent_of(name).upper() != "SVRPG"]
+    opponents = [name for name in agents if name not in siblings]
+    images = [Image("learning_curves", png(figures.learning_curves(study, agents, opponents)), text)]
+    if siblings:
+        shown = [name for name in agents if name in family or agent_of(name) == OURS]
+        figure = figures.learning_curves(study, agents, shown)
+        images.append(Image("learning_curves_family", png(figure), f"SVRPG and its siblings. {text}"))
+    return images
 
 
 def _details(study: Study) -> list[Section]:

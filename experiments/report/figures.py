@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from experiments.measures import evaluations_within
 from experiments.plots import COLOURS, LINES, MARKERS, new_figure
 from experiments.report.study import REFERENCE, Study, label
 from experiments.report.tables import COMPARED, NAMES, compared, improved
@@ -30,26 +31,28 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def learning_curves(study: Study, contestants: Sequence[str]) -> Figure:
-    """Evaluation return against env steps: interquartile mean over seeds and its 95 % interval, a panel a task."""
+def learning_curves(study: Study, contestants: Sequence[str], shown: Sequence[str]) -> Figure:
+    """Evaluation return against env steps: interquartile mean over seeds and its 95 % interval, a panel a task.
+
+    Of all contestants, whose places in the list give each its style, those ``shown``.
+    """
     figure, panels = _panels(study, 3.1)
     for axes, task in zip(panels, study.tasks, strict=False):
         for index, name in enumerate(contestants):
             records = study.records(name, task)
-            if records:
+            if records and name in shown:
                 _draw_curve(axes, records, style(index))
         axes.axhline(task.threshold, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
         axes.set(title=task.id, xlabel="env steps", ylabel="deterministic return")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
-    _legend(panels[len(study.tasks)], contestants)
+    _legend(panels[len(study.tasks)], contestants, shown)
     return figure
 
 
 def _draw_curve(axes: Axes, records: list[dict[str, Any]], line: dict[str, Any]) -> None:
-    steps = np.asarray(records[0]["evaluations"]["step"], dtype=float)
-    curves = np.stack(
-        [np.interp(steps, run["evaluations"]["step"], run["evaluations"]["mean_return"]) for run in records], axis=-1
-    )
+    evaluations = [evaluations_within(run) for run in records]
+    steps = np.asarray(evaluations[0]["step"], dtype=float)
+    curves = np.stack([np.interp(steps, each["step"], each["mean_return"]) for each in evaluations], axis=-1)
     middle, low, high = estimates(iqm, [curves], resamples=BAND_RESAMPLES)
     axes.plot(steps, middle, **line, linewidth=1.8, markersize=5, markevery=max(1, len(steps) // 8))
     axes.fill_between(steps, low, high, color=line["color"], alpha=BAND_ALPHA, linewidth=0)
@@ -173,9 +176,11 @@ def _panels(study: Study, height: float) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _legend(axes: Axes, contestants: Sequence[str], lines: bool = True) -> None:
+def _legend(axes: Axes, contestants: Sequence[str], shown: Sequence[str] | None = None, lines: bool = True) -> None:
     handles = []
     for index, name in enumerate(contestants):
+        if shown is not None and name not in shown:
+            continue
         line = style(index) if lines else {**style(index), "linestyle": "none"}
         handles.append(Line2D([], [], **line, linewidth=1.8, markersize=6, label=label(name)))
     if lines:

@@ -47,3 +47,22 @@ def test_run_that_never_gets_there_counts_as_the_budget() -> None:
     assert row["training_area"] == 25.0  # Weighed by length, and without what ended past the budget.
     assert row["evaluation_score"] == pytest.approx(0.5)
     assert row["steps_per_second"] == 1536.0
+
+
+def test_what_is_evaluated_after_the_budget_does_not_count() -> None:
+    evaluations = {"step": [1000, 2000, 3000, 4000, 5000], "mean_return": [0.0, 0.0, 30.0, 500.0, 500.0]}
+    run = {
+        "agent": "svrpg",
+        "task": "CartPole-v1",
+        "seed": 0,
+        "budget": 3000,
+        "steps": 5500,
+        "learn_seconds": 2.0,
+        "evaluations": {**evaluations, "learn_seconds": [0.5, 1.0, 1.5, 1.7, 1.8]},
+        "episodes": {"step": [1000], "return": [10.0], "length": [10]},
+        "final_returns": [500.0],
+    }
+    row = measure(run)
+    assert (row["reached"], row["steps_to_threshold"]) == (False, 3000)
+    assert row["evaluation_area"] == pytest.approx(7.5)
+    assert row["last_evaluations"] == pytest.approx(10.0)

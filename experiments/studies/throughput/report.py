@@ -30,6 +30,8 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
     rows = rows.assign(share_of_raw=rows["steps_per_second"] / rows["raw_steps_per_second"])
     # Own settings are no part of what identifies a row, but always the same for it.
     medians = rows.drop(columns=["run", "git", "length", "machine"]).groupby(KEYS, sort=False).median().reset_index()
+    # How cost grows is shown for the task that was measured first; more of them are for the ratios.
+    first = medians[medians["task"] == medians["task"].iloc[0]]
     sections = [
         "# Throughput",
         EXPLANATION,
@@ -42,7 +44,7 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
         "## How the time of one update grows",
         "Exponent of a power law through the medians: 1 is proportional, 0 constant. An algorithm's update is of one "
         "rollout, whose size is fixed (STORM+PG) or grows with the number of environments (the others).",
-        _markdown(growth(medians)),
+        _markdown(growth(first)),
     ]
     gradients = medians.dropna(subset=["gradient_ratio"]) if "gradient_ratio" in medians else medians.iloc[:0]
     if len(gradients):
@@ -54,8 +56,8 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
         )
         sections += ["## Time to the threshold", text, _markdown(to_threshold(timed))]
     write_atomically(output / "throughput.md", ("\n\n".join(sections) + "\n").encode())
-    _plot_speed(medians, output / "throughput.png")
-    _plot_cost(medians, output / "cost.png")
+    _plot_speed(first, output / "throughput.png")
+    _plot_cost(first, output / "cost.png")
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +122,7 @@ def to_threshold(timed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _configurations(medians: pd.DataFrame) -> pd.DataFrame:
-    table = pd.DataFrame({"algorithm": [label(name) for name in medians["algorithm"]]})
+    table = pd.DataFrame({"task": medians["task"], "algorithm": [label(name) for name in medians["algorithm"]]})
     bold = (medians["own_n_envs"] & medians["own_n_steps"]).tolist()
     sizes = zip(medians["n_envs"], medians["environments"], bold, strict=True)
     table["environments"] = [f"**{n} {kind}**" if own else f"{n} {kind}" for n, kind, own in sizes]
