@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 from typer.testing import CliRunner
 
+from envs import get_task
 from envs.batched import BatchedEnv
 from experiments.cli import app
 from experiments.studies import throughput as study
@@ -83,6 +85,19 @@ def test_time_to_the_threshold_is_the_median_over_seeds_of_stored_runs(tmp_path:
     assert rows["task"].tolist() == ["CartPole-v1"]
     assert rows["STORM+PG (defaults)"].tolist() == ["24.0 s (3 seeds, 1 never)"]
     assert rows["PPO's over STORM+PG's"].tolist() == ["2.00"]
+
+
+def test_timed_runs_are_kept_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(get_task("CartPole-v1"), budget=1_000)
+    monkeypatch.setattr(study, "TIMED_TASKS", ["CartPole-v1"])
+    monkeypatch.setattr(study, "get_task", lambda _: short)
+    rows = study.time_all(tmp_path / "timed.csv", 1)
+    assert rows["agent"].tolist() == ["storm_plus_pg", "ppo_zoo"]
+    assert not rows["reached"].any()
+    assert (rows["seconds_to_threshold"] > 0.0).all()
+    again = study.time_all(tmp_path / "timed.csv", 1)
+    pd.testing.assert_frame_equal(again, rows)
+    assert "(1 seeds, 1 never)" in report.to_threshold(again)["PPO (RL Zoo tuned)"].iloc[0]
 
 
 def test_batched_environments_take_the_place_of_rl_zoos_inside_its_normalisation() -> None:
