@@ -14,7 +14,6 @@ Solvers that the library does not have are here, in closed form for fully connec
 
 - *Sample space.* With ``F = R^T R``, one row of ``R`` for each state and each dimension of its outputs' Fisher block,
   :math:`x = (d - R^T (\lambda I + R R^T)^{-1} R d) / \lambda` (Woodbury), exact with as many states as ``F`` has.
-- *CG, softmax only.* The agent's products, with the outputs' Fisher block in closed form too, in place of autograd.
 - *K-FAC.* Each layer's block of ``F`` as a Kronecker product (Martens and Grosse, "Optimizing Neural Networks with
   Kronecker-factored Approximate Curvature", 2015), by itself or before conjugate gradients.
 
@@ -40,7 +39,8 @@ from experiments.plots import COLOURS, LINES, MARKERS, new_figure, save
 from experiments.report.page import markdown_table
 from experiments.studies.throughput.measure import one_core
 from storm_rl import STORMPlusPG
-from storm_rl.common.dense_network import DenseNetwork
+from storm_rl.common.dense_network import Array, DenseNetwork, Jacobian
+from storm_rl.common.dense_policy import DensePolicy
 from storm_rl.common.observations import ObservationBatch, concatenate
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.gradients.fisher import conjugate_gradient
@@ -66,14 +66,16 @@ class FisherRows:
         features: The states, ``(n, n_in)``.
     """
 
-    def __init__(self, network: DenseNetwork, features: Tensor) -> None:
+    def __init__(self, network: DenseNetwork, features: Array) -> None:
         self.network = network
-        self.values = network.forward(features)
+        values = network.forward(features)
+        self.jacobian = Jacobian(network, values)
+        self.values = [torch.from_numpy(layer) for layer in values]
         self.roots = softmax_roots(self.values[-1]) / len(features) ** 0.5
 
     def times(self, vector: Tensor) -> Tensor:
         """``R v``."""
-        moved: Tensor = (self.roots * self.network.tangent(self.values, vector)).sum(dim=-1)
+        moved: Tensor = (self.roots * torch.from_numpy(self.jacobian.times(vector.numpy()))).sum(dim=-1)
         return moved.flatten()
 
     def transposed_times(self, coefficients: Tensor) -> Tensor:
@@ -81,8 +83,7 @@ class FisherRows:
         rank, size, _ = self.roots.shape
         cotangent = (self.roots * coefficients.view(rank, size, 1)).sum(dim=0)
         result = coefficients.new_empty(self.network.n_parameters)
-        deltas = self.network.backward(self.values, cotangent)
-        self.network.gradient(self.values, deltas, self.network.split(result))
+        self.jacobian.transposed_times(cotangent.numpy(), result.numpy())
         return result
 
     def product(self, vector: Tensor) -> Tensor:
@@ -91,8 +92,8 @@ class FisherRows:
 
     def deltas(self) -> list[Tensor]:
         """What each row sends to the linear part of each layer, ``(rows, n_out)`` each."""
-        rank = len(self.roots)
-        return self.network.backward([value.repeat(rank, 1) for value in self.values], self.roots.flatten(0, 1))
+        of_roots = [self.network.backward(self.jacobian.slopes, root.numpy()) for root in self.roots]
+        return [torch.from_numpy(np.concatenate(layer)) for layer in zip(*of_roots, strict=True)]
 
     def kernel(self) -> Tensor:
         """``R R^T``: a layer's share is the product of what arrives at it, times that of its inputs and bias."""
@@ -153,7 +154,9 @@ class KroneckerFactors:
     def solve(self, vector: Tensor) -> Tensor:
         """The approximate inverse times a flat vector."""
         result = torch.empty_like(vector)
-        parts, solved = self.network.split(vector), self.network.split(result)
+        parts, solved = (
+            [torch.from_numpy(part) for part in self.network.split(flat.numpy())] for flat in (vector, result)
+        )
         for index, (arrived, of_inputs) in enumerate(self.inverses):
             weight, bias = parts[2 * index], parts[2 * index + 1]
             image = arrived @ torch.cat([weight, bias.unsqueeze(1)], dim=1) @ of_inputs
@@ -197,10 +200,10 @@ class Problem(NamedTuple):
 
     def dense_actor(self) -> DenseActorOnStates:
         """The actor on the states, in closed form."""
-        network = self.policy.dense_actor()
-        if network is None:
+        dense = DensePolicy.of(self.policy)
+        if dense is None:
             raise ValueError("the study's solvers are for fully connected policies.")
-        return DenseActorOnStates(self.policy, self.observations, network)
+        return DenseActorOnStates(dense, self.observations)
 
     def damped(self, product: Product) -> Product:
         """``v -> (F + damping I) v`` from ``v -> F v``."""
@@ -219,18 +222,11 @@ def by_closed_form(n_iterations: int, problem: Problem) -> Tensor:
     return conjugate_gradient(problem.damped(product), problem.direction, n_iterations)
 
 
-def by_rows(n_iterations: int, problem: Problem) -> Tensor:
-    """As :func:`by_closed_form`, with the outputs' Fisher blocks in closed form too: softmax only."""
-    actor = problem.dense_actor()
-    product = problem.damped(FisherRows(actor.network, actor.features).product)
-    return conjugate_gradient(product, problem.direction, n_iterations)
-
-
 def in_sample_space(max_states: int, problem: Problem) -> Tensor:
     """The exact solve on at most so many states, evenly among all."""
     actor = problem.dense_actor()
     size = min(max_states, actor.size)
-    rows = FisherRows(actor.network, actor.features[torch.arange(size) * actor.size // size])
+    rows = FisherRows(actor.network, actor.features[np.arange(size) * actor.size // size])
     return sample_space_solve(rows, problem.direction, problem.damping)
 
 
@@ -247,12 +243,11 @@ AGENT = "CG 10, closed form"
 METHODS: dict[str, dict[str, Callable[[Problem], Tensor]]] = {
     "CG, autograd": {"CG 10, autograd": partial(by_autograd, 10)},
     "CG, closed form": {f"CG {n}, closed form": partial(by_closed_form, n) for n in (3, 5, 10, 20)},
-    "CG, softmax only": {f"CG {n}, softmax only": partial(by_rows, n) for n in (5, 10)},
     "sample space": {f"sample space, {n} states": partial(in_sample_space, n) for n in (256, 1024)},
     "K-FAC, then CG": {"K-FAC": partial(after_kfac, 0), **{f"K-FAC, CG {n}": partial(after_kfac, n) for n in (3, 5)}},
 }
 # Points apart, so that neighbours' labels do not meet.
-LABEL_OFFSETS = [(0, -10), (9, -8), (-10, 0), (0, 10), (0, 9)]
+LABEL_OFFSETS = [(0, -10), (9, -8), (0, 10), (0, 9)]
 LABEL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center"}
 SOLVERS = {name: solve for sizes in METHODS.values() for name, solve in sizes.items()}
 
@@ -264,8 +259,8 @@ def exact_solution(problem: Problem) -> tuple[Tensor, Product]:
         RuntimeError: They do not get there.
     """
     actor = problem.dense_actor()
-    network = DenseNetwork([tensor.double() for tensor in actor.network.tensors], actor.network.activations)
-    rows = FisherRows(network, actor.features.double())
+    network = DenseNetwork([array.astype(np.float64) for array in actor.network.arrays], actor.network.activations)
+    rows = FisherRows(network, actor.features.astype(np.float64))
     product = problem.damped(rows.product)
     target = problem.direction.double()
     solution = conjugate_gradient(product, target, max_iterations=network.n_parameters, tolerance=1e-22)

@@ -82,8 +82,7 @@ def check_policy_outputs(step: int, **outputs: torch.Tensor) -> None:
         ValueError: Names the tensor and the environment it was for.
     """
     for name, values in outputs.items():
-        # A sum is finite only if all its terms are: one fast look at every step, and a second where it is not.
-        if not values.is_floating_point() or math.isfinite(float(values.sum())):
+        if not values.is_floating_point() or _is_finite(values):
             continue
         finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
         if not finite.all():
@@ -106,6 +105,11 @@ def acting(policy: BasePolicy, step: int) -> Iterator[None]:
         raise ValueError(f"the policy cannot act at env step {step}: {cause}. No action was taken.") from error
 
 
+def _is_finite(values: torch.Tensor) -> bool:
+    # A sum is finite only if all its terms are: one fast look every time, and a second where it is not.
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
+
+
 def not_finite(values: torch.Tensor) -> str:
     """How many entries are NaN or infinite, in words."""
     return f"{int((~torch.isfinite(values)).sum())} of {values.numel()} entries"
@@ -114,7 +118,7 @@ def not_finite(values: torch.Tensor) -> str:
 def not_finite_name(state: Any, name: str = "") -> str | None:
     """The dotted name of the first NaN or infinite number in nested dicts and lists; None if there is none."""
     if isinstance(state, torch.Tensor):
-        return name if state.is_floating_point() and not bool(torch.isfinite(state).all()) else None
+        return name if state.is_floating_point() and not _is_finite(state) else None
     if isinstance(state, float):
         return None if np.isfinite(state) else name
     entries = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from storm_rl.common.dense_policy import DensePolicy
 from storm_rl.common.faults import acting, check_policy_outputs, check_transition
 from storm_rl.common.policies import StandardisedActorCriticPolicy, environment_actions
 from storm_rl.common.resumable_algorithm import ResumableAlgorithm
@@ -98,7 +99,7 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
         self._in_rollout = True
-        act = self.policy.acting_form()
+        act = DensePolicy.of(self.policy) or self.policy
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:

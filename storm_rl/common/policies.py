@@ -1,6 +1,6 @@
 """Actor-critic policies that carry their observation statistics and the scale of their values."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,11 @@ from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
     FlattenExtractor,
-    MlpExtractor,
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from storm_rl.common.dense_network import DenseNetwork
 from storm_rl.common.running_statistics import ObservationStatistics, StandardisedFeatures
 
 
@@ -165,31 +163,11 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         values: Tensor = self.value_head.linear(latent).flatten()
         return values
 
-    def dense_critic(self) -> DenseNetwork | None:
-        """The critic's network behind its features, in closed form; None if it is not SB3's fully connected one."""
-        if type(self.mlp_extractor) is not MlpExtractor or type(self).scaled_values is not _BASE.scaled_values:
-            return None
-        return DenseNetwork.of(self.mlp_extractor.value_net, self.value_head.linear)
-
-    def dense_actor(self) -> DenseNetwork | None:
-        """The actor's network from features to logits or means, in closed form; None if the actor is more than that."""
-        own = [getattr(type(self), name) for name in _ACTOR_METHODS]
-        if own != [getattr(_BASE, name) for name in _ACTOR_METHODS] or type(self.mlp_extractor) is not MlpExtractor:
-            return None
-        if getattr(self.action_dist, "learn_features", False):
-            return None
-        network = DenseNetwork.of(self.mlp_extractor.policy_net, self.action_net)
-        log_std = getattr(self, "log_std", None)
-        n_noise = log_std.numel() if isinstance(log_std, nn.Parameter) else 0
-        n_all = sum(parameter.numel() for parameter in self.actor_parameters())
-        # More parameters than these are a features extractor's.
-        return network if network is not None and network.n_parameters + n_noise == n_all else None
-
     def distribution_of(self, outputs: Tensor, latent: Tensor, log_std: Tensor | None) -> Distribution:
         """The action distribution from the actor's outputs on: the policy's own object, as of ``get_distribution``.
 
         Args:
-            outputs: Logits or means, ``(n, n_outputs)``, of :meth:`dense_actor`.
+            outputs: Logits or means, ``(n, n_outputs)``, of the actor's network.
             latent: Its last hidden layer, ``(n, n_latent)``, of which gSDE's noise is a function.
             log_std: In place of the policy's own; None where the distribution has none.
         """
@@ -198,27 +176,6 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             assert log_std is not None
             return distribution.proba_distribution(outputs, log_std, latent)
         return distribution.proba_distribution(*((outputs,) if log_std is None else (outputs, log_std)))
-
-    def acting_form(self) -> Callable[[Any], tuple[Tensor, Tensor, Tensor]]:
-        """:meth:`forward` without gradients and at the present parameters, for the small batches of a rollout."""
-        actor, critic = self.dense_actor(), self.dense_critic()
-        own = any(getattr(type(self), name) is not getattr(_BASE, name) for name in ("forward", "extract_features"))
-        if actor is None or critic is None or own or self._forward_hooks or self._forward_pre_hooks:
-            return self
-        log_std = getattr(self, "log_std", None)
-        shape, scale = self.action_space.shape or (), self.value_scale
-
-        @torch.no_grad()
-        def act(observations: Any) -> tuple[Tensor, Tensor, Tensor]:
-            features = self.extract_features(observations)
-            of_actor, of_critic = (features, features) if isinstance(features, Tensor) else features
-            values = actor.forward(of_actor)
-            distribution = self.distribution_of(values[-1], values[-2], log_std)
-            actions = distribution.get_actions()
-            log_prob = distribution.log_prob(actions)
-            return actions.reshape(-1, *shape), critic.forward(of_critic)[-1].mul_(scale), log_prob
-
-        return act
 
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""
@@ -240,11 +197,6 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             "normalize_observations": self.normalize_observations,
             "share_features_extractor": self.share_features_extractor,
         }
-
-
-_BASE = StandardisedActorCriticPolicy
-# Where a subclass has its own, the network is not all there is to the actor.
-_ACTOR_METHODS = ("get_distribution", "_get_action_dist_from_latent")
 
 
 class StandardisedActorCriticCnnPolicy(StandardisedActorCriticPolicy):

@@ -10,10 +10,13 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
+from storm_rl.common.dense_policy import DensePolicy
 from storm_rl.common.observations import ObservationBatch, concatenate, select
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.gradients.importance_weights import per_step_weights
 from storm_rl.gradients.traces import traced_advantages
+
+Evaluated = StandardisedActorCriticPolicy | DensePolicy
 
 
 @dataclass
@@ -132,7 +135,7 @@ class RolloutWindow:
         self.rollouts = [Rollout(**placed(rollout)) for rollout in state["rollouts"]][-self.size :]
 
     @torch.no_grad()
-    def transitions(self, policy: StandardisedActorCriticPolicy, gamma: float, gae_lambda: float) -> Transitions:
+    def transitions(self, policy: Evaluated, gamma: float, gae_lambda: float) -> Transitions:
         """All transitions, with advantages and value targets under ``policy`` as it is now.
 
         See :func:`storm_rl.gradients.traces.traced_advantages`.
@@ -174,7 +177,7 @@ class RolloutWindow:
             segment_ends=by_environment(ends),
         )
 
-    def _next_values(self, policy: StandardisedActorCriticPolicy, values: Tensor, dones: Tensor) -> Tensor:
+    def _next_values(self, policy: Evaluated, values: Tensor, dones: Tensor) -> Tensor:
         last = policy.predict_values(self.newest.last_observations).reshape(1, -1)
         # 0 after a terminal step; at a time limit the episode would have gone on from its last observation.
         next_values = torch.where(dones, 0.0, torch.cat([values[1:], last])).reshape(-1)

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import BaseModel
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from storm_rl.common.dense_network import DenseNetwork
+from storm_rl.common.dense_network import Array, DenseNetwork, Jacobian
+from storm_rl.common.dense_policy import DensePolicy
 from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.observations import ObservationBatch, batch_size, select
 from storm_rl.common.policies import StandardisedActorCriticPolicy
@@ -79,88 +79,93 @@ class DenseActorOnStates(ActorOnStates):
     curvature matrix-vector products for second-order gradient descent").
 
     Args:
-        policy: A policy for which ``dense_actor()`` is not None.
+        dense: The policy's closed form. "The present" parameters are those at this moment.
         observations: The states, raw.
-        network: Of ``dense_actor()``.
     """
 
-    def __init__(
-        self, policy: StandardisedActorCriticPolicy, observations: ObservationBatch, network: DenseNetwork
-    ) -> None:
-        super().__init__(policy, observations)
-        self.network = network
-        log_std = getattr(policy, "log_std", None)
-        self.log_std: Tensor | None = None if log_std is None else log_std.detach()
-        with torch.no_grad():
-            self.features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
+    def __init__(self, dense: DensePolicy, observations: ObservationBatch) -> None:
+        super().__init__(dense.policy, observations)
+        self.network = dense.actor
+        self.log_std = dense.log_std
+        self.features = dense.actor_features(observations)
+        self.present = self.network.forward(self.features)
 
     def distribution(self, at: Tensor | None = None) -> Distribution:
         """See the base class."""
         network, log_std = self._at(at)
+        values = self.present if at is None else network.forward(self.features)
         with torch.no_grad():
-            values = network.forward(self.features)
-            return kept(self.policy.distribution_of(values[-1], values[-2], log_std))
+            return kept(self._distribution_of(values, log_std))
 
     def part_gradients(self, objective: Objective, parts: Sequence[slice], at: Tensor | None = None) -> Tensor:
         """See the base class."""
         network, log_std = self._at(at)
-        with torch.no_grad():
-            values = network.forward(self.features)
-        outputs = values[-1].requires_grad_()
+        values = self.present if at is None else network.forward(self.features)
+        outputs, latent = torch.from_numpy(values[-1]), torch.from_numpy(values[-2])
         gradients = outputs.new_zeros(len(parts), network.n_parameters + (0 if log_std is None else log_std.numel()))
         if log_std is None:
-            total = objective(self.policy.distribution_of(outputs, values[-2], None), slice(0, self.size)).sum()
-            (cotangent,) = torch.autograd.grad(total, outputs)
+            leaf = outputs.detach().requires_grad_()
+            total = objective(self.policy.distribution_of(leaf, latent, None), slice(0, self.size)).sum()
+            (cotangent,) = torch.autograd.grad(total, leaf)
         else:
             # The noise's own parameters are shared by all states: a pass for each part tells its share.
             log_std = log_std.clone().requires_grad_()
             cotangents = []
             for part, gradient in zip(parts, gradients, strict=True):
-                leaf = outputs.detach()[part].requires_grad_()
-                total = objective(self.policy.distribution_of(leaf, values[-2][part], log_std), part).sum()
+                leaf = outputs[part].detach().requires_grad_()
+                total = objective(self.policy.distribution_of(leaf, latent[part], log_std), part).sum()
                 rows, noise = torch.autograd.grad(total, (leaf, log_std), materialize_grads=True)
                 cotangents.append(rows)
                 gradient[network.n_parameters :] = noise.flatten()
             cotangent = torch.cat(cotangents)
-        with torch.no_grad():
-            values[-1] = outputs.detach()
-            deltas = network.backward(values, cotangent)
-            for part, gradient in zip(parts, gradients, strict=True):
-                network.gradient(values, deltas, network.split(gradient[: network.n_parameters]), part)
+        deltas = network.backward(network.slopes(values), cotangent.numpy())
+        for part, gradient in zip(parts, gradients.numpy(), strict=True):
+            network.gradient(values, deltas, network.split(gradient[: network.n_parameters]), part)
         return gradients
 
     def fisher_product(self) -> Callable[[Tensor], Tensor]:
         """See the base class."""
-        network, size = self.network, self.network.n_parameters
-        with torch.no_grad():
-            values = network.forward(self.features)
-        outputs = values[-1]
-        leaf = outputs.clone().requires_grad_()
-        log_std = None if self.log_std is None else self.log_std.clone().requires_grad_()
-        fixed = kept(self.policy.distribution_of(outputs, values[-2], self.log_std))
-        divergence = mean_kl(fixed, self.policy.distribution_of(leaf, values[-2], log_std))
-        hessian_product = fisher_vector_product(divergence, [leaf] if log_std is None else [leaf, log_std])
+        jacobian, hessian_product = Jacobian(self.network, self.present), self._hessian_product()
+        size, shape = self.network.n_parameters, self.present[-1].shape
 
         def product(vector: Tensor) -> Tensor:
-            moved = network.tangent(values, vector[:size])
+            moved = torch.from_numpy(jacobian.times(vector[:size].numpy()))
             image = hessian_product(torch.cat([moved.flatten(), vector[size:]]))
-            deltas = network.backward(values, image[: outputs.numel()].view_as(outputs))
             result = torch.empty_like(vector)
-            network.gradient(values, deltas, network.split(result[:size]))
-            result[size:] = image[outputs.numel() :]
+            jacobian.transposed_times(image[: moved.numel()].view(shape).numpy(), result[:size].numpy())
+            result[size:] = image[moved.numel() :]
             return result
 
         return product
+
+    def _hessian_product(self) -> Callable[[Tensor], Tensor]:
+        """``v -> H v`` for the Hessian of the mean divergence in the outputs, flat, and the noise's own parameters."""
+        outputs, latent = torch.from_numpy(self.present[-1]), torch.from_numpy(self.present[-2])
+        leaf = outputs.clone().requires_grad_()
+        log_std = None if self.log_std is None else self.log_std.clone().requires_grad_()
+        fixed = kept(self.policy.distribution_of(outputs, latent, self.log_std))
+        divergence = mean_kl(fixed, self.policy.distribution_of(leaf, latent, log_std))
+        product = fisher_vector_product(divergence, [leaf] if log_std is None else [leaf, log_std])
+        n_outputs = outputs.shape[1]
+        if log_std is not None or n_outputs > Jacobian.MAX_OUTPUTS:
+            return product
+        # A state's divergence depends on its own outputs only: a product for each output gives all blocks.
+        units = torch.eye(n_outputs).unsqueeze(1).expand(n_outputs, *outputs.shape)
+        blocks = torch.stack([product(unit.flatten()).view_as(outputs) for unit in units], dim=2)
+        return lambda vector: torch.einsum("nij,nj->ni", blocks, vector.view_as(outputs)).flatten()
+
+    def _distribution_of(self, values: Sequence[Array], log_std: Tensor | None) -> Distribution:
+        return self.policy.distribution_of(torch.from_numpy(values[-1]), torch.from_numpy(values[-2]), log_std)
 
     def _at(self, vector: Tensor | None) -> tuple[DenseNetwork, Tensor | None]:
         if vector is None:
             return self.network, self.log_std
         size = self.network.n_parameters
         log_std = None if self.log_std is None else vector[size:].view_as(self.log_std)
-        return self.network.at(vector[:size]), log_std
+        return self.network.at(vector[:size].numpy()), log_std
 
 
 def actor_on_states(policy: StandardisedActorCriticPolicy, observations: ObservationBatch) -> ActorOnStates:
     """The policy's actor on these states, in closed form where it can be had."""
-    network = policy.dense_actor()
-    return ActorOnStates(policy, observations) if network is None else DenseActorOnStates(policy, observations, network)
+    dense = DensePolicy.of(policy)
+    return ActorOnStates(policy, observations) if dense is None else DenseActorOnStates(dense, observations)

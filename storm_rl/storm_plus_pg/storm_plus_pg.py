@@ -1,7 +1,7 @@
 """STORM+ policy gradient: an actor-critic whose actor follows a recursive, importance-weighted gradient."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import torch
@@ -16,13 +16,14 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl.common.arguments import check_integer, check_range
+from storm_rl.common.dense_policy import DensePolicy
 from storm_rl.common.distributions import mean_kl
 from storm_rl.common.faults import all_or_nothing
-from storm_rl.common.observations import ObservationBatch, select
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
 from storm_rl.common.rollout_window import Transitions
 from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights, segment_weights
 from storm_rl.storm_plus_pg.actor import ActorOnStates, actor_on_states
+from storm_rl.storm_plus_pg.critic import fit_critic
 from storm_rl.storm_plus_pg.metric import EuclideanMetric, FisherMetric, Metric
 from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
 
@@ -238,7 +239,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _transitions(self) -> Transitions:
-        batch = self.window.transitions(self.policy, self.gamma, self.gae_lambda)
+        batch = self.window.transitions(DensePolicy.of(self.policy) or self.policy, self.gamma, self.gae_lambda)
         advantages = batch.advantages
         if self.normalize_advantage:
             floor = self.advantage_floor * self.return_statistics.scale
@@ -340,61 +341,21 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale)
         scale = self.policy.value_scale
-        critic_loss = self._critic_loss(batch.observations, batch.value_targets / scale)
-        losses = []
-        for index in self._minibatches(len(batch.value_targets)):
-            losses.append(critic_loss(index))
-            self.policy.optimizer.step()
-        self.logger.record("train/value_loss", float(torch.stack(losses).mean()))
+        loss = fit_critic(self.policy, batch.observations, batch.value_targets / scale, self._passes(len(batch.values)))
+        self.logger.record("train/value_loss", loss)
         self.logger.record("train/value_scale", scale)
         self.logger.record(
             "train/explained_variance",
             float(explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())),
         )
 
-    def _critic_loss(self, observations: ObservationBatch, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """The critic's squared error on the transitions of an index; its gradient is left where the optimizer looks."""
-        policy = self.policy
-        if policy.critic_learns_features:
-
-            def with_features(index: Tensor) -> Tensor:
-                features = policy.critic_features(select(observations, index))
-                return self._autograd_loss(features, targets[index])
-
-            return with_features
-        with torch.no_grad():
-            features = policy.critic_features(observations)
-        network = policy.dense_critic()
-        if network is None:
-            return lambda index: self._autograd_loss(features[index], targets[index])
-        gradients = [torch.zeros_like(tensor) for tensor in network.tensors]
-        for parameter, gradient in zip(policy.critic_parameters(), gradients, strict=True):
-            parameter.grad = gradient
-
-        column = targets.unsqueeze(1)
-
-        def closed_form(index: Tensor) -> Tensor:
-            values = network.forward(features.index_select(0, index))
-            errors = values[-1].sub_(column.index_select(0, index))
-            loss = errors.square().mean()
-            network.gradient(values, network.backward(values, errors.mul_(2.0 / len(index))), gradients)
-            return loss
-
-        return closed_form
-
-    def _autograd_loss(self, features: Tensor, targets: Tensor) -> Tensor:
-        loss = functional.mse_loss(self.policy.scaled_values(features), targets)
-        self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    def _minibatches(self, size: int) -> Iterator[Tensor]:
-        """Indices of ``critic_steps`` minibatches: passes over ``size`` transitions, each in an order of its own."""
+    def _passes(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """Passes over ``size`` transitions, each in an order of its own, as ``critic_steps`` minibatches in all."""
         left = self.critic_steps
         while left > 0:
-            passes = torch.split(torch.randperm(size, device=self.device), self.batch_size)[:left]
-            left -= len(passes)
-            yield from passes
+            minibatches = torch.split(torch.randperm(size, device=self.device), self.batch_size)[:left]
+            left -= len(minibatches)
+            yield minibatches
 
     # ------------------------------------------------------------ learn, save
 

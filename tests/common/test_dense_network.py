@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from storm_rl.common.dense_network import DenseNetwork
+from storm_rl.common.dense_network import DenseNetwork, Jacobian
 
 
 def networks(activation: type[nn.Module]) -> tuple[nn.Sequential, DenseNetwork]:
@@ -19,31 +20,53 @@ def flat(gradients: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
+def assert_close(found: np.ndarray, expected: Tensor) -> None:
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_outputs_gradients_and_tangents_are_those_of_autograd(activation: type[nn.Module]) -> None:
+def test_outputs_and_gradients_are_those_of_autograd(activation: type[nn.Module]) -> None:
     module, network = networks(activation)
     inputs, cotangent = torch.randn(7, 3).double(), torch.randn(7, 2).double()
     outputs = module(inputs)
-    values = network.forward(inputs)
-    torch.testing.assert_close(values[-1], outputs.detach(), rtol=0, atol=1e-14)
+    values = network.forward(inputs.numpy())
+    assert_close(values[-1], outputs)
 
-    into = torch.zeros(2, network.n_parameters).double()
-    deltas = network.backward(values, cotangent)
+    into = np.zeros((2, network.n_parameters))
+    deltas = network.backward(network.slopes(values), cotangent.numpy())
     for part, rows in zip(into, (slice(0, 3), slice(3, 7)), strict=True):
         network.gradient(values, deltas, network.split(part), rows)
         expected = torch.autograd.grad((outputs * cotangent)[rows].sum(), list(module.parameters()), retain_graph=True)
-        torch.testing.assert_close(part, flat(expected), rtol=0, atol=1e-13)
+        assert_close(part, flat(expected))
 
-    direction = torch.randn(network.n_parameters).double()
+
+@pytest.mark.parametrize("max_outputs", [2, 1], ids=["rows of the outputs", "passes through the network"])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_jacobian_products_are_those_of_autograd(
+    activation: type[nn.Module], max_outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Jacobian, "MAX_OUTPUTS", max_outputs)
+    module, network = networks(activation)
+    inputs = torch.randn(7, 3).double()
+    jacobian = Jacobian(network, network.forward(inputs.numpy()))
+
+    def outputs_at(vector: Tensor) -> Tensor:
+        parts = torch.split(vector, [parameter.numel() for parameter in module.parameters()])
+        named = {
+            name: part.view(parameter.shape)
+            for part, (name, parameter) in zip(parts, module.named_parameters(), strict=True)
+        }
+        outputs: Tensor = torch.func.functional_call(module, named, (inputs,))
+        return outputs
+
     theta = parameters_to_vector(module.parameters()).detach()
-    _, tangent = torch.func.jvp(
-        lambda vector: torch.func.functional_call(
-            module, dict(zip(dict(module.named_parameters()), network.split(vector), strict=True)), (inputs,)
-        ),
-        (theta,),
-        (direction,),
-    )
-    torch.testing.assert_close(network.tangent(values, direction), tangent, rtol=0, atol=1e-13)
+    direction, cotangent = torch.randn(network.n_parameters).double(), torch.randn(7, 2).double()
+    _, tangent = torch.func.jvp(outputs_at, (theta,), (direction,))
+    assert_close(jacobian.times(direction.numpy()), tangent)
+    _, pull_back = torch.func.vjp(outputs_at, theta)
+    into = np.zeros(network.n_parameters)
+    jacobian.transposed_times(cotangent.numpy(), into)
+    assert_close(into, pull_back(cotangent)[0])
 
 
 def test_reads_the_modules_parameters_and_any_other_vector() -> None:
@@ -52,11 +75,12 @@ def test_reads_the_modules_parameters_and_any_other_vector() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1)
-    torch.testing.assert_close(network.forward(inputs)[-1], module(inputs).detach(), rtol=0, atol=1e-14)
+    assert_close(network.forward(inputs.numpy())[-1], module(inputs))
+    assert_close(network.flat(), parameters_to_vector(module.parameters()))
     vector = torch.randn(network.n_parameters).double()
-    at_vector = network.at(vector).forward(inputs)[-1]
+    at_vector = network.at(vector.numpy()).forward(inputs.numpy())[-1]
     nn.utils.vector_to_parameters(vector, module.parameters())
-    torch.testing.assert_close(at_vector, module(inputs).detach(), rtol=0, atol=1e-14)
+    assert_close(at_vector, module(inputs))
 
 
 class Doubled(nn.Linear):
@@ -79,6 +103,8 @@ def hooked() -> nn.Module:
         nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Tanh()),
         nn.Linear(3, 2, bias=False),
         nn.Sequential(),
+        nn.Linear(3, 2).bfloat16(),
+        nn.Linear(3, 2, device="meta"),
         Doubled(3, 2),
         hooked(),
     ],

@@ -33,7 +33,7 @@ def rows_and_matrix(module: nn.Sequential, states: Tensor) -> tuple[FisherRows, 
     blocks = torch.diag_embed(probabilities) - probabilities.unsqueeze(2) * probabilities.unsqueeze(1)
     network = DenseNetwork.of(module)
     assert network is not None
-    return FisherRows(network, states), torch.einsum("nip,nij,njq->pq", flat, blocks, flat) / len(states)
+    return FisherRows(network, states.numpy()), torch.einsum("nip,nij,njq->pq", flat, blocks, flat) / len(states)
 
 
 @pytest.fixture
@@ -116,7 +116,6 @@ def test_small_study_writes_its_rows_its_table_and_its_plot(tmp_path: Path) -> N
     # One rollout is 512 states: the largest sample-space solve is exact up to the rounding of 32-bit numbers.
     assert rows.loc["sample space, 1024 states", "error"] < 1e-3
     assert rows.loc["CG 10, closed form", "error"] == pytest.approx(rows.loc["CG 10, autograd", "error"], abs=1e-3)
-    assert rows.loc["CG 10, closed form", "error"] == pytest.approx(rows.loc["CG 10, softmax only", "error"], abs=1e-3)
     errors = rows.loc[[f"CG {n}, closed form" for n in (3, 5, 10, 20)], "error"]
     assert errors.is_monotonic_decreasing
     assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(SOLVERS)

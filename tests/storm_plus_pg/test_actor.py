@@ -83,40 +83,8 @@ def test_fisher_products(actors: tuple[ActorOnStates, ActorOnStates]) -> None:
         torch.testing.assert_close(fast_product(vector), product(vector), rtol=1e-4, atol=1e-4)
 
 
-def test_acting(actors: tuple[ActorOnStates, ActorOnStates]) -> None:
-    policy, observations = actors[1].policy, actors[1].observations
-    policy.set_value_scale(3.0)
-    act = policy.acting_form()
-    assert act is not policy
-    results = []
-    for function in (act, policy):
-        torch.manual_seed(1)
-        policy.reset_noise(12) if policy.use_sde else None
-        with torch.no_grad():
-            results.append(function(observations))
-    for fast, plain in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
-
-
-class OwnForward(StandardisedActorCriticPolicy):
-    def forward(self, obs: Any, deterministic: bool = False) -> Any:
-        return super().forward(2.0 * obs, deterministic)
-
-
-def test_a_policy_with_a_forward_of_its_own_acts_by_it() -> None:
-    policy = OwnForward(spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3)
-    assert policy.acting_form() is policy
-
-
-class Own(StandardisedActorCriticPolicy):
-    def get_distribution(self, obs: Any) -> Distribution:
-        return super().get_distribution(2.0 * obs)
-
-
-@pytest.mark.parametrize(
-    ("policy_class", "arguments"),
-    [(Own, {}), (StandardisedActorCriticPolicy, {"activation_fn": nn.ELU})],
-)
-def test_other_policies_are_differentiated_by_autograd(policy_class: Any, arguments: dict[str, Any]) -> None:
-    policy = policy_class(spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3, **arguments)
+def test_other_policies_are_differentiated_by_autograd() -> None:
+    policy = StandardisedActorCriticPolicy(
+        spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3, activation_fn=nn.ELU
+    )
     assert type(actor_on_states(policy, torch.randn(3, 4))) is ActorOnStates

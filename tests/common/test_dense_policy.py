@@ -1,0 +1,126 @@
+"""The closed form of a policy against the policy itself."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from torch import Tensor, nn
+
+from storm_rl.common.dense_policy import DensePolicy
+from storm_rl.common.distributions import kept, mean_kl
+from storm_rl.common.policies import StandardisedActorCriticPolicy, StandardisedMultiInputActorCriticPolicy
+
+VECTOR = spaces.Box(-1, 1, (4,))
+BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
+ACTIONS = {
+    "discrete": (spaces.Discrete(3), {}),
+    "multidiscrete": (spaces.MultiDiscrete([2, 3]), {}),
+    "multibinary": (spaces.MultiBinary(3), {}),
+    "box": (BOX, {}),
+    "box with a shape": (spaces.Box(-1.0, 1.0, (2, 1), np.float32), {}),
+    "gsde": (BOX, {"use_sde": True}),
+    "gsde, one for all, squashed": (BOX, {"use_sde": True, "full_std": False, "squash_output": True}),
+    "relu": (spaces.Discrete(3), {"activation_fn": nn.ReLU}),
+    "no hidden layer": (BOX, {"net_arch": []}),
+    "statistics off": (spaces.Discrete(3), {"normalize_observations": False}),
+    "an extractor for each": (spaces.Discrete(3), {"share_features_extractor": False}),
+}
+OBSERVATIONS = {
+    "float64": spaces.Box(-1, 1, (4,), np.float64),
+    "matrix": spaces.Box(-1, 1, (3, 2)),
+    "bytes": spaces.Box(0, 255, (5,), np.uint8),
+    "discrete": spaces.Discrete(4),
+    "multidiscrete": spaces.MultiDiscrete([2, 3]),
+    "multibinary": spaces.MultiBinary(3),
+    "dict": spaces.Dict({"a": VECTOR, "b": spaces.Discrete(3)}),
+}
+
+
+def make(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], **arguments: Any) -> Any:
+    torch.manual_seed(0)
+    observation_space.seed(0)
+    is_dict = isinstance(observation_space, spaces.Dict)
+    kind = StandardisedMultiInputActorCriticPolicy if is_dict else StandardisedActorCriticPolicy
+    policy = kind(observation_space, action_space, lambda _: 1e-3, **arguments)
+    policy.set_training_mode(False)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    policy.set_value_scale(3.0)
+    observations = observations_of(observation_space)
+    policy.update_observation_statistics(observations)
+    return policy, observations
+
+
+def observations_of(space: spaces.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: observations_of(part) for key, part in space.spaces.items()}
+    return torch.as_tensor(np.stack([space.sample() for _ in range(12)]))
+
+
+def assert_same(policy: Any, observations: Any) -> None:
+    dense = DensePolicy.of(policy)
+    assert dense is not None
+    results = []
+    for function in (dense, policy):
+        torch.manual_seed(1)
+        policy.reset_noise(12) if policy.use_sde else None
+        with torch.no_grad():
+            results.append(function(observations))
+    for fast, plain in zip(*results, strict=True):
+        assert fast.dtype == plain.dtype
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(dense.predict_values(observations), policy.predict_values(observations))
+        fast_distribution = kept(dense.get_distribution(observations))
+        divergence = mean_kl(fast_distribution, policy.get_distribution(observations))
+    assert float(divergence) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ACTIONS)
+def test_is_the_policy_for_every_action_distribution(case: str) -> None:
+    action_space, arguments = ACTIONS[case]
+    assert_same(*make(VECTOR, action_space, **arguments))
+
+
+@pytest.mark.parametrize("kind", OBSERVATIONS)
+def test_is_the_policy_for_every_observation_space(kind: str) -> None:
+    assert_same(*make(OBSERVATIONS[kind], spaces.Discrete(3)))
+
+
+def test_observations_far_from_the_mean_are_clipped_and_stay_as_they_are() -> None:
+    policy, _ = make(VECTOR, spaces.Discrete(2))
+    observations = torch.full((12, 4), 1e6)
+    assert_same(policy, observations)
+    assert (observations == 1e6).all()
+
+
+class OwnForward(StandardisedActorCriticPolicy):
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        return super().forward(2.0 * obs, deterministic)
+
+
+class OwnDistribution(StandardisedActorCriticPolicy):
+    def get_distribution(self, obs: Any) -> Distribution:
+        return super().get_distribution(2.0 * obs)
+
+
+class OwnValues(StandardisedActorCriticPolicy):
+    def predict_values(self, obs: Any) -> Tensor:
+        return 2.0 * super().predict_values(obs)
+
+
+@pytest.mark.parametrize(
+    ("policy_class", "arguments"),
+    [
+        (OwnForward, {}),
+        (OwnDistribution, {}),
+        (OwnValues, {}),
+        (StandardisedActorCriticPolicy, {"activation_fn": nn.ELU}),
+    ],
+)
+def test_says_so_where_a_policy_is_more_than_its_networks(policy_class: Any, arguments: dict[str, Any]) -> None:
+    assert DensePolicy.of(policy_class(VECTOR, spaces.Discrete(2), lambda _: 1e-3, **arguments)) is None

@@ -1,0 +1,99 @@
+"""Fitting the critic in closed form against autograd and torch's optimizer, step for step."""
+
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from torch.nn.utils import parameters_to_vector
+
+from storm_rl.common.dense_policy import DensePolicy
+from storm_rl.common.policies import StandardisedActorCriticPolicy
+from storm_rl.storm_plus_pg.critic import fit_critic, has_plain_adam
+
+N = 56
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def make(**arguments: Any) -> StandardisedActorCriticPolicy:
+    torch.manual_seed(0)
+    return StandardisedActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), lambda _: 3e-3, **arguments)
+
+
+def fit(policy: StandardisedActorCriticPolicy, n_fits: int) -> list[float]:
+    torch.manual_seed(1)
+    observations, targets = torch.randn(N, 3), torch.randn(N)
+    losses = []
+    for _ in range(n_fits):
+        passes = [torch.split(torch.randperm(N), 16) for _ in range(2)]  # The last of each is smaller.
+        losses.append(fit_critic(policy, observations, targets, passes))
+    return losses
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_takes_the_steps_of_autograd_and_leaves_adams_state(
+    weight_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"optimizer_kwargs": {"eps": 1e-5, "weight_decay": weight_decay}}
+    fast, plain = make(**arguments), make(**arguments)
+    assert has_plain_adam(fast)
+    actor = parameters_to_vector(fast.actor_parameters()).detach().clone()
+    found = fit(fast, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(DensePolicy, "of", lambda policy: None)
+        expected = fit(plain, 6)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < expected[0]
+    torch.testing.assert_close(
+        parameters_to_vector(fast.critic_parameters()), parameters_to_vector(plain.critic_parameters()), **TOLERANCE
+    )
+    assert torch.equal(parameters_to_vector(fast.actor_parameters()), actor)
+    states = [policy.optimizer.state_dict()["state"] for policy in (fast, plain)]
+    for index in range(len(fast.critic_parameters())):
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(states[0][index][name], states[1][index][name], **TOLERANCE)
+
+
+def test_goes_on_from_a_state_that_was_loaded() -> None:
+    policy, other = make(), make()
+    fit(policy, 2)
+    other.load_state_dict(policy.state_dict())
+    other.optimizer.load_state_dict(policy.optimizer.state_dict())
+    assert fit(policy, 1) == fit(other, 1)
+    assert torch.equal(
+        parameters_to_vector(policy.critic_parameters()), parameters_to_vector(other.critic_parameters())
+    )
+
+
+def scheduled(policy: StandardisedActorCriticPolicy) -> None:
+    torch.optim.lr_scheduler.StepLR(policy.optimizer, 1)
+
+
+def hooked(policy: StandardisedActorCriticPolicy) -> None:
+    policy.optimizer.register_step_post_hook(lambda *arguments: None)
+
+
+def grouped(policy: StandardisedActorCriticPolicy) -> None:
+    policy.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        ({"optimizer_class": torch.optim.SGD}, None),
+        ({"optimizer_class": torch.optim.AdamW}, None),
+        ({"optimizer_kwargs": {"amsgrad": True}}, None),
+        ({}, scheduled),
+        ({}, hooked),
+        ({}, grouped),
+    ],
+)
+def test_any_other_optimizer_takes_its_own_steps(arguments: dict[str, Any], change: Any) -> None:
+    policy = make(**arguments)
+    if change is not None:
+        change(policy)
+    assert not has_plain_adam(policy)
+    before = parameters_to_vector(policy.critic_parameters()).detach().clone()
+    losses = fit(policy, 6)
+    assert losses[-1] < losses[0]
+    assert not torch.equal(parameters_to_vector(policy.critic_parameters()), before)
