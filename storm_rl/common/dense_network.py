@@ -28,7 +28,9 @@ class DenseNetwork:
     def __init__(self, arrays: Sequence[Array], activations: Sequence[type[nn.Module]]) -> None:
         self.arrays = list(arrays)
         self.activations = list(activations)
-        self.n_parameters = sum(array.size for array in arrays)
+        ends = np.cumsum([array.size for array in arrays]).tolist()
+        self.n_parameters: int = ends[-1]
+        self._places = [(slice(end - array.size, end), array.shape) for array, end in zip(arrays, ends, strict=True)]
         self._weights, self._biases = self.arrays[::2], self.arrays[1::2]
         self._activate = [_ACTIVATIONS[activation][0] for activation in activations]
         self._slope = [_ACTIVATIONS[activation][1] for activation in activations]
@@ -57,8 +59,7 @@ class DenseNetwork:
 
     def split(self, vector: Array) -> list[Array]:
         """Views of a flat vector in the parameters' shapes."""
-        bounds = np.cumsum([array.size for array in self.arrays])[:-1]
-        return [part.reshape(array.shape) for part, array in zip(np.split(vector, bounds), self.arrays, strict=True)]
+        return [vector[place].reshape(shape) for place, shape in self._places]
 
     def flat(self) -> Array:
         """A copy of the parameters as one vector, ``(n_parameters,)``."""
@@ -99,7 +100,7 @@ class DenseNetwork:
         return deltas[::-1]
 
     def gradient(
-        self, values: Sequence[Array], deltas: Sequence[Array], into: Sequence[Array], rows: slice = slice(None)
+        self, values: Sequence[Array], deltas: Sequence[Array], into: Sequence[Array], rows: slice | None = None
     ) -> None:
         """The scalar's gradient in the parameters, by the rows ``rows`` of the batch.
 
@@ -107,12 +108,13 @@ class DenseNetwork:
             values: Of :meth:`forward`.
             deltas: Of :meth:`backward`.
             into: Takes the result: arrays in the parameters' shapes.
-            rows: Rows that count.
+            rows: Rows that count; None: all.
         """
-        ones = np.ones(len(values[0][rows]), dtype=values[0].dtype)
-        for index, delta in enumerate(deltas):
-            arrived = delta[rows]
-            np.dot(arrived.T, values[index][rows], out=into[2 * index])
+        if rows is not None:
+            values, deltas = [layer[rows] for layer in values], [delta[rows] for delta in deltas]
+        ones = np.ones(len(values[0]), dtype=values[0].dtype)
+        for index, arrived in enumerate(deltas):
+            np.dot(arrived.T, values[index], out=into[2 * index])
             # The sum over rows; as a product it is ten times faster.
             np.dot(ones, arrived, out=into[2 * index + 1])
 

@@ -110,6 +110,10 @@ class DensePolicy:
         return torch.from_numpy(values)
 
 
+Evaluated = StandardisedActorCriticPolicy | DensePolicy
+"""A policy, or its closed form, where no gradients are needed."""
+
+
 def features_of(policy: StandardisedActorCriticPolicy, extractor: BaseFeaturesExtractor) -> Features:
     """What a network of ``policy`` sees of raw observations, ``(n, features_dim)``, by the present statistics."""
     space = policy.observation_space

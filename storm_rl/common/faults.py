@@ -33,16 +33,16 @@ def check_transition(
     Raises:
         ValueError: A NaN or infinite reward (float32 is what is learned from) or observation; names which.
     """
-    with np.errstate(over="ignore"):
-        bad = np.flatnonzero(~np.isfinite(np.asarray(rewards, dtype=np.float32)))
-    if bad.size:
+    finite = _finite_rows(np.asarray(rewards))
+    if finite is not None:
+        index = int(np.argmin(finite))
         raise ValueError(
-            f"environment {bad[0]} gave reward {rewards[bad[0]]} at env step {step}; rewards must be finite "
+            f"environment {index} gave reward {rewards[index]} at env step {step}; rewards must be finite "
             f"in float32. {_UNTOUCHED}"
         )
     for key, batch in _parts(observations, "observation"):
         finite = _finite_rows(batch)
-        if not finite.all():
+        if finite is not None:
             index = int(np.argmin(finite))
             raise ValueError(
                 f"environment {index} gave a NaN or infinite {key} at env step {step}: {batch[index]}. {_UNTOUCHED}"
@@ -50,7 +50,7 @@ def check_transition(
     for index in np.flatnonzero(dones).tolist():
         terminal = infos[index].get("terminal_observation")
         for key, part in [] if terminal is None else _parts(terminal, "terminal observation"):
-            if not _finite_rows(part[None]).all():
+            if _finite_rows(part[None]) is not None:
                 raise ValueError(
                     f"environment {index} gave a NaN or infinite {key} at env step {step}: {part}. {_UNTOUCHED}"
                 )
@@ -62,13 +62,16 @@ def _parts(observations: Any, name: str) -> list[tuple[str, NDArray[Any]]]:
     return [(name, np.asarray(observations))]
 
 
-def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_]:
+def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Which rows are finite in float32, in which networks compute; None if all are."""
     if not np.issubdtype(batch.dtype, np.floating):
-        return np.ones(len(batch), dtype=np.bool_)
+        return None
+    # A sum is finite only if all its terms are: one fast look every time, and a second where it is not.
+    if batch.dtype == np.float32 and math.isfinite(batch.sum(dtype=np.float64)):
+        return None
     with np.errstate(over="ignore"):
-        # Networks compute in float32.
-        finite = np.isfinite(batch.astype(np.float32, copy=False)).reshape(len(batch), -1)
-    return np.asarray(finite.all(axis=1))
+        finite = np.isfinite(batch.astype(np.float32, copy=False)).reshape(len(batch), -1).all(axis=1)
+    return None if finite.all() else np.asarray(finite)
 
 
 def check_policy_outputs(step: int, **outputs: torch.Tensor) -> None:
@@ -82,7 +85,7 @@ def check_policy_outputs(step: int, **outputs: torch.Tensor) -> None:
         ValueError: Names the tensor and the environment it was for.
     """
     for name, values in outputs.items():
-        if not values.is_floating_point() or _is_finite(values):
+        if not values.is_floating_point() or is_finite(values):
             continue
         finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
         if not finite.all():
@@ -105,8 +108,9 @@ def acting(policy: BasePolicy, step: int) -> Iterator[None]:
         raise ValueError(f"the policy cannot act at env step {step}: {cause}. No action was taken.") from error
 
 
-def _is_finite(values: torch.Tensor) -> bool:
-    # A sum is finite only if all its terms are: one fast look every time, and a second where it is not.
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether all entries are finite."""
+    # As in `_finite_rows`.
     return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
@@ -118,7 +122,7 @@ def not_finite(values: torch.Tensor) -> str:
 def not_finite_name(state: Any, name: str = "") -> str | None:
     """The dotted name of the first NaN or infinite number in nested dicts and lists; None if there is none."""
     if isinstance(state, torch.Tensor):
-        return name if state.is_floating_point() and not _is_finite(state) else None
+        return name if state.is_floating_point() and not is_finite(state) else None
     if isinstance(state, float):
         return None if np.isfinite(state) else name
     entries = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
@@ -133,9 +137,29 @@ def _copied(state: Any) -> Any:
     # deepcopy's bookkeeping costs several times the copying of a few dozen tensors.
     if isinstance(state, torch.Tensor):
         return state.detach().clone()
+    if isinstance(state, (bool, int, float, str, type(None))):
+        return state
     if type(state) in (dict, OrderedDict):
         return {key: _copied(entry) for key, entry in state.items()}
     return [_copied(entry) for entry in state] if type(state) is list else copy.deepcopy(state)
+
+
+def _all_finite(state: Any) -> bool:
+    """Whether all floating-point tensors of nested dicts and lists are finite: of each device and type in one look."""
+    kinds: dict[Any, list[torch.Tensor]] = {}
+    pending = [state]
+    while pending:
+        entry = pending.pop()
+        if isinstance(entry, torch.Tensor):
+            if entry.is_floating_point():
+                kinds.setdefault((entry.device, entry.dtype), []).append(entry.reshape(-1))
+        elif isinstance(entry, dict):
+            pending.extend(entry.values())
+        elif isinstance(entry, (list, tuple)):
+            pending.extend(entry)
+        elif isinstance(entry, float) and not math.isfinite(entry):
+            return False
+    return all(is_finite(torch.cat(tensors)) for tensors in kinds.values())
 
 
 def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], None]:
@@ -153,9 +177,9 @@ def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], 
         before, n_updates = _copied(self.get_parameters()), self._n_updates
         try:
             train(self)
-            name = not_finite_name(self.get_parameters())
-            if name is not None:
-                raise ValueError(f"{name} has become NaN or infinite.")
+            after = self.get_parameters()
+            if not _all_finite(after):
+                raise ValueError(f"{not_finite_name(after)} has become NaN or infinite.")
         except BaseException as error:
             self.set_parameters(before)
             self._n_updates = n_updates

@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
 
-from storm_rl.common.dense_policy import DensePolicy
+from storm_rl.common.dense_policy import Evaluated
 from storm_rl.common.observations import ObservationBatch, concatenate, select
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.gradients.importance_weights import per_step_weights
 from storm_rl.gradients.traces import traced_advantages
-
-Evaluated = StandardisedActorCriticPolicy | DensePolicy
 
 
 @dataclass
@@ -134,48 +133,68 @@ class RolloutWindow:
 
         self.rollouts = [Rollout(**placed(rollout)) for rollout in state["rollouts"]][-self.size :]
 
+    def observations(self) -> ObservationBatch:
+        """Raw observations of all transitions, one environment after the other and each in order of time."""
+        return select(concatenate([rollout.observations for rollout in self.rollouts]), self._order())
+
     @torch.no_grad()
-    def transitions(self, policy: Evaluated, gamma: float, gae_lambda: float) -> Transitions:
-        """All transitions, with advantages and value targets under ``policy`` as it is now.
+    def transitions(
+        self, observations: ObservationBatch, distribution: Distribution, policy: Evaluated, gamma: float, lam: float
+    ) -> Transitions:
+        """All transitions, with advantages and value targets under the policy as it is now.
 
         See :func:`storm_rl.gradients.traces.traced_advantages`.
+
+        Args:
+            observations: Of :meth:`observations`.
+            distribution: The policy's on them.
+            policy: Gives values.
+            gamma: Discount factor.
+            lam: Trace parameter.
         """
 
         def joined(part: Callable[[Rollout], Tensor]) -> Tensor:
             return torch.cat([part(rollout) for rollout in self.rollouts])
 
-        observations = concatenate([rollout.observations for rollout in self.rollouts])
-        actions, log_prob = joined(lambda rollout: rollout.actions), joined(lambda rollout: rollout.log_prob)
+        def by_environment(tensor: Tensor) -> Tensor:
+            return tensor.to(device).T.reshape(-1)
+
+        def by_time(tensor: Tensor) -> Tensor:
+            return tensor.reshape(shape[1], shape[0]).T
+
         dones = joined(lambda rollout: rollout.dones)
-        shape = dones.shape
-        values = policy.predict_values(observations).reshape(shape)
-        ratios = per_step_weights(policy.get_distribution(observations).log_prob(actions).reshape(shape), log_prob, 1.0)
+        shape, device = dones.shape, dones.device
+        actions = joined(lambda rollout: rollout.actions)[self._order()]
+        behaviour_log_prob = by_environment(joined(lambda rollout: rollout.log_prob))
+        values = policy.predict_values(observations).flatten()
+        ratios = per_step_weights(distribution.log_prob(actions), behaviour_log_prob, 1.0)
         # The recursion over steps is many small operations: fast on the CPU whatever the device.
         advantages, targets = traced_advantages(
             joined(lambda rollout: rollout.rewards).cpu(),
-            values.cpu(),
-            self._next_values(policy, values, dones).cpu(),
+            by_time(values).cpu(),
+            self._next_values(policy, by_time(values), dones).cpu(),
             dones.cpu(),
-            ratios.cpu(),
+            by_time(ratios).cpu(),
             gamma,
-            gae_lambda,
+            lam,
         )
-
-        def by_environment(tensor: Tensor) -> Tensor:
-            return tensor.to(values.device).T.reshape(-1)
-
-        order = by_environment(torch.arange(dones.numel()).reshape(shape))
         ends = dones.clone()
         ends[-1] = True
         return Transitions(
-            observations=select(observations, order),
-            actions=actions[order],
-            behaviour_log_prob=by_environment(log_prob),
-            values=by_environment(values),
+            observations=observations,
+            actions=actions,
+            behaviour_log_prob=behaviour_log_prob,
+            values=values,
             advantages=by_environment(advantages),
             value_targets=by_environment(targets),
             segment_ends=by_environment(ends),
         )
+
+    def _order(self) -> Tensor:
+        """From the order of collection, time first, to that of :class:`Transitions`."""
+        n_envs = self.newest.dones.shape[1]
+        n_steps = sum(len(rollout.dones) for rollout in self.rollouts)
+        return torch.arange(n_steps * n_envs, device=self.newest.dones.device).reshape(n_steps, n_envs).T.reshape(-1)
 
     def _next_values(self, policy: Evaluated, values: Tensor, dones: Tensor) -> Tensor:
         last = policy.predict_values(self.newest.last_observations).reshape(1, -1)

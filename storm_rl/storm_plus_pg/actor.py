@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl.common.dense_network import Array, DenseNetwork, Jacobian
-from storm_rl.common.dense_policy import DensePolicy
+from storm_rl.common.dense_policy import DensePolicy, Evaluated
 from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.observations import ObservationBatch, batch_size, select
 from storm_rl.common.policies import StandardisedActorCriticPolicy
@@ -29,6 +29,7 @@ class ActorOnStates:
 
     def __init__(self, policy: StandardisedActorCriticPolicy, observations: ObservationBatch) -> None:
         self.policy = policy
+        self.evaluated: Evaluated = policy
         self.observations = observations
         self.size = batch_size(observations)
         self.parameters = policy.actor_parameters()
@@ -85,6 +86,7 @@ class DenseActorOnStates(ActorOnStates):
 
     def __init__(self, dense: DensePolicy, observations: ObservationBatch) -> None:
         super().__init__(dense.policy, observations)
+        self.evaluated = dense
         self.network = dense.actor
         self.log_std = dense.log_std
         self.features = dense.actor_features(observations)

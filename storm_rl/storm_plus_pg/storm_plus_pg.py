@@ -16,9 +16,8 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl.common.arguments import check_integer, check_range
-from storm_rl.common.dense_policy import DensePolicy
 from storm_rl.common.distributions import mean_kl
-from storm_rl.common.faults import all_or_nothing
+from storm_rl.common.faults import all_or_nothing, is_finite
 from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
 from storm_rl.common.rollout_window import Transitions
 from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights, segment_weights
@@ -229,8 +228,11 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
     @all_or_nothing
     def train(self) -> None:
         """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
-        batch = self._transitions()
-        self._update_actor(batch)
+        # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
+        self.policy.set_training_mode(False)
+        actor = actor_on_states(self.policy, self.window.observations())
+        batch = self._transitions(actor)
+        self._update_actor(actor, batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
         self.policy.update_observation_statistics(self.window.newest.observations)
@@ -238,8 +240,10 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _transitions(self) -> Transitions:
-        batch = self.window.transitions(DensePolicy.of(self.policy) or self.policy, self.gamma, self.gae_lambda)
+    def _transitions(self, actor: ActorOnStates) -> Transitions:
+        batch = self.window.transitions(
+            actor.observations, actor.distribution(), actor.evaluated, self.gamma, self.gae_lambda
+        )
         advantages = batch.advantages
         if self.normalize_advantage:
             floor = self.advantage_floor * self.return_statistics.scale
@@ -248,14 +252,11 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
 
     # ------------------------------------------------------------------ actor
 
-    def _update_actor(self, batch: Transitions) -> None:
-        # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
-        self.policy.set_training_mode(False)
+    def _update_actor(self, actor: ActorOnStates, batch: Transitions) -> None:
         parameters = self.policy.actor_parameters()
         theta = parameters_to_vector(parameters).detach()
         recursion = self.recursion
 
-        actor = actor_on_states(self.policy, batch.observations)
         gradients, _ = self._part_gradients(actor, batch)
         gradients_at_previous = None
         if recursion.needs_previous and recursion.previous_parameters is not None:
@@ -396,7 +397,7 @@ def equal_parts(size: int, n_parts: int) -> list[slice]:
 
 
 def _check_finite(name: str, values: Tensor) -> None:
-    if not torch.isfinite(values).all():
+    if not is_finite(values):
         bad = int((~torch.isfinite(values)).sum())
         raise ValueError(
             f"{name} has {bad} NaN or infinite entries of {values.numel()}: the parameters stay as they were. "

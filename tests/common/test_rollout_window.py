@@ -8,6 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl import STORMPlusPG
+from storm_rl.common.rollout_window import Transitions
 
 
 class Counter(gym.Env[np.ndarray, int]):
@@ -39,10 +40,15 @@ def counting_model(n_steps: int, size: int) -> STORMPlusPG:
     return STORMPlusPG("MlpPolicy", env, n_steps=n_steps, reuse_rollouts=size, critic_steps=2, seed=0, device="cpu")
 
 
+def transitions_of(model: STORMPlusPG, gamma: float, lam: float) -> Transitions:
+    observations = model.window.observations()
+    return model.window.transitions(observations, model.policy.get_distribution(observations), model.policy, gamma, lam)
+
+
 def test_window_is_one_stretch_of_time_for_each_environment() -> None:
     model = counting_model(n_steps=4, size=3).learn(4 * 3 * 5)
     assert len(model.window.rollouts) == 3
-    transitions = model.window.transitions(model.policy, 0.9, 0.8)
+    transitions = transitions_of(model, 0.9, 0.8)
     observations = transitions.observations.reshape(3, 12, 2)
     for index in range(3):
         assert (observations[index, :, 0] == index).all()
@@ -54,8 +60,7 @@ def test_window_is_one_stretch_of_time_for_each_environment() -> None:
 def test_values_after_each_step_are_zero_at_an_end_and_of_the_last_observation_at_a_cut() -> None:
     model = counting_model(n_steps=6, size=2)
     model.learn(6 * 3 * 2)
-    window, policy = model.window, model.policy
-    transitions = window.transitions(policy, gamma=0.5, gae_lambda=0.0)
+    policy, transitions = model.policy, transitions_of(model, gamma=0.5, lam=0.0)
     for (index, time), advantage, value in zip(
         transitions.observations.tolist(), transitions.advantages, transitions.values, strict=True
     ):
@@ -70,9 +75,9 @@ def test_ratios_of_older_rollouts_are_those_of_the_present_policy() -> None:
     model = counting_model(n_steps=4, size=2)
     model.learn(4 * 3 * 2)
     parameters = model.policy.actor_parameters()
-    before = model.window.transitions(model.policy, 0.9, 0.9)
+    before = transitions_of(model, 0.9, 0.9)
     vector_to_parameters(parameters_to_vector(parameters) * 3.0, parameters)
-    after = model.window.transitions(model.policy, 0.9, 0.9)
+    after = transitions_of(model, 0.9, 0.9)
     torch.testing.assert_close(before.behaviour_log_prob, after.behaviour_log_prob)
     assert not torch.allclose(before.advantages, after.advantages)
 

@@ -106,8 +106,9 @@ def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
 def test_products_of_ratios_as_weights(kind: str) -> None:
     model = small(make_vec_env("CartPole-v1", n_envs=2), weights=kind, reuse_rollouts=2, max_weight=None)
     model.learn(64 * 4)
-    batch = model._transitions()
-    weights = model._product_weights(actor_on_states(model.policy, batch.observations), batch)
+    actor = actor_on_states(model.policy, model.window.observations())
+    batch = model._transitions(actor)
+    weights = model._product_weights(actor, batch)
     with torch.no_grad():
         ratios = model.policy.get_distribution(batch.observations).log_prob(batch.actions) - batch.behaviour_log_prob
     start = 0
@@ -123,11 +124,14 @@ def test_products_of_ratios_as_weights(kind: str) -> None:
 def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
     model = small(make_vec_env("CartPole-v1", n_envs=4), advantage_floor=0.1)
     model.learn(128)
-    plain = model.window.transitions(model.policy, model.gamma, model.gae_lambda).advantages
+    actor = actor_on_states(model.policy, model.window.observations())
+    model.normalize_advantage = False
+    plain = model._transitions(actor).advantages
+    model.normalize_advantage = True
     ratio = float(plain.std()) / model.return_statistics.scale
     for floor, expected in ((0.0, 1.0), (0.5 * ratio, 1.0), (min(1.0, 2.0 * ratio), ratio / min(1.0, 2.0 * ratio))):
         model.advantage_floor = floor
-        advantages = model._transitions().advantages
+        advantages = model._transitions(actor).advantages
         assert float(advantages.std()) == pytest.approx(expected, rel=1e-4)
         assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
 

@@ -147,10 +147,10 @@ def _raw_speed(model: OnPolicyAlgorithm, steps: int) -> float:
 
 def _gradients(model: STORMPlusPG, clock: Clock) -> dict[str, float]:
     """Milliseconds of the update's gradient at one parameter vector, and at both that the recursion needs."""
-    batch, previous = model._transitions(), model.recursion.previous_parameters
-    assert previous is not None
     model.policy.set_training_mode(False)
-    actor = actor_on_states(model.policy, batch.observations)
+    actor, previous = actor_on_states(model.policy, model.window.observations()), model.recursion.previous_parameters
+    batch = model._transitions(actor)
+    assert previous is not None
     one, two = [], []
     for _ in range(GRADIENTS):
         begin = clock.now()
