@@ -11,6 +11,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -370,14 +371,16 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> Self:
         """Train for ``total_timesteps`` env steps, rounded up to whole rollouts; as SB3's ``learn``."""
-        super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        # Networks in closed form are numpy's: its threads are to be as many as `torch.set_num_threads` says.
+        with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+            super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
         # SB3 dumps before it trains: without this the last update's values would never reach TensorBoard.
         self.logger.dump(step=self.num_timesteps)
         return self
