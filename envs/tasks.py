@@ -43,6 +43,7 @@ OUTSIDE_TASKS: dict[str, Task] = {
     task.id: task
     for task in (
         Task("LunarLander-v3", 200_000, 10_000, 200.0, (-200.0, 200.0)),
+        Task("InvertedPendulum-v5", 100_000, 5_000, 950.0, (0.0, 1_000.0)),
         Task("InvertedDoublePendulum-v5", 100_000, 5_000, 9_100.0, (0.0, 9_350.0)),
         Task("Reacher-v5", 200_000, 10_000, -5.0, (-50.0, -3.75)),
         Task("FrozenLake-v1", 100_000, 5_000, 0.7, (0.0, 0.8)),

@@ -107,13 +107,11 @@ def _fit_in_closed_form(
                     decoupled_weight_decay=group["decoupled_weight_decay"],
                 )
                 start += size
-        for index, parameter in enumerate(parameters):
-            parameter.copy_(torch.from_numpy(network.arrays[index]))
-            optimizer.state[parameter] = {
-                "step": n_steps.clone(),
-                "exp_avg": torch.from_numpy(network.split(mean)[index].copy()),
-                "exp_avg_sq": torch.from_numpy(network.split(square)[index].copy()),
-            }
+        parts = zip(network.arrays, network.split(mean), network.split(square), strict=True)
+        for parameter, (value, first, second) in zip(parameters, parts, strict=True):
+            parameter.copy_(torch.from_numpy(value))
+            moments = {"exp_avg": torch.from_numpy(first.copy()), "exp_avg_sq": torch.from_numpy(second.copy())}
+            optimizer.state[parameter] = {"step": n_steps.clone(), **moments}
     return float(np.mean(losses))
 
 
