@@ -12,7 +12,7 @@ from experiments.plots import new_figure, save
 from experiments.report.figures import style
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS, REFERENCE, label
-from experiments.studies.throughput.configurations import WIDTHS
+from experiments.studies.throughput.configurations import ENVIRONMENTS, WIDTHS
 
 KEYS = ["device", "task", "algorithm", "environments", "n_envs", "n_steps", "width", "own_n_envs", "own_n_steps"]
 PARTS = {"environment_us": "environment", "policy_us": "policy", "update_us": "update", "other_us": "other"}
@@ -61,20 +61,28 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """STORM+PG's env steps per second over tuned PPO's, each pair of one repeat of one run of the command."""
+    """STORM+PG's env steps per second over tuned PPO's, each pair of one repeat of one run of the command.
+
+    Variants of STORM+PG count on their own number of batched environments.
+    """
     pair, speed = ["run", "device", "task", "repeat"], "steps_per_second"
     plain = rows[(rows["width"] == WIDTHS[0]) & rows["own_n_steps"] & rows[speed].notna()]
-    ours, gymnasium = plain["algorithm"] == OURS, plain["environments"] == "gymnasium"
-    ppo = plain[(plain["algorithm"] == REFERENCE) & gymnasium & plain["own_n_envs"]]
+    on = {environments: plain[plain["environments"] == environments] for environments in ENVIRONMENTS}
+    ppo = on["gymnasium"][(on["gymnasium"]["algorithm"] == REFERENCE) & on["gymnasium"]["own_n_envs"]]
+    chosen = [
+        found[(found["algorithm"] == OURS) & (found["n_envs"] == n_envs)]
+        for found, n_envs in ((on["batched"], 64), (on["gymnasium"], 8))
+    ]
+    variants = on["batched"]["algorithm"].str.startswith(f"{OURS}[") & on["batched"]["own_n_envs"]
     table = []
-    for n_envs, environments in ((64, "batched"), (8, "gymnasium")):
-        chosen = plain[ours & (plain["environments"] == environments) & (plain["n_envs"] == n_envs)]
-        both = chosen.merge(ppo, on=pair, suffixes=("", "_ppo"))
-        for (device, task), group in both.groupby(["device", "task"], sort=False):
+    for rows_of_ours in (*chosen, on["batched"][variants]):
+        both = rows_of_ours.merge(ppo, on=pair, suffixes=("", "_ppo"))
+        for (name, device, task), group in both.groupby(["algorithm", "device", "task"], sort=False):
             each = group[speed] / group[f"{speed}_ppo"]
             table.append(
                 {
-                    "STORM+PG on": f"{n_envs} {environments}",
+                    "STORM+PG": label(str(name)),
+                    "on": f"{group['n_envs'].iloc[0]} {group['environments'].iloc[0]}",
                     "over PPO on": f"{group['n_envs_ppo'].iloc[0]} gymnasium",
                     "task": task,
                     "device": device,
