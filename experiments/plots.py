@@ -48,7 +48,7 @@ def draw_learning_curves(axes: Axes, task: Task, runs: Mapping[str, Sequence[dic
         curves = np.asarray([np.interp(steps, each["step"], each["mean_return"]) for each in evaluations])
         axes.plot(steps, curves.T, color=colour, alpha=0.3, linewidth=0.8)
         label = get_contestant(agent).label
-        axes.plot(steps, np.median(curves, axis=0), line, color=colour, linewidth=2, label=f"{label}, median")
+        axes.plot(steps, np.median(curves, axis=0), linestyle=line, color=colour, linewidth=2, label=f"{label}, median")
     axes.axhline(task.threshold, color="0.4", linestyle=":", linewidth=1)
     axes.annotate("threshold", (0.01, task.threshold), xycoords=("axes fraction", "data"), va="bottom", color="0.4")
     axes.set_title(task.id)
