@@ -5,15 +5,18 @@ step for step, and shorter than the benchmark's (`BUDGETS`): a variant that has 
 as the whole budget. One folder a task, since its runs share a budget.
 """
 
+from math import isinf
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
+from scipy.stats import mannwhitneyu, sem
 
 from agents.ablations import ABLATIONS
 from experiments.files import write_atomically
 from experiments.measures import measured
+from experiments.plots import COLOURS, new_figure, save
 from experiments.report.study import OURS, label
 from experiments.storage import load_runs
 from experiments.studies.benchmark import grid, run_benchmark
@@ -27,9 +30,13 @@ BUDGETS = {
     "Acrobot-v1": 24_000,
     "MountainCarContinuous-v0": 12_000,
 }
+# A difference from the default's evaluations is marked where chance makes it less often than this; there are 60 cells.
+SIGNIFICANCE = 0.01
 EXPLANATION = (
-    "Env steps to the threshold of each seed in thousands (`-`: not within the steps run), and in brackets the mean of "
-    "all evaluations (normalised return, 0 to 1). Batched environments."
+    "For each task the median of the env steps to the threshold in thousands, how many seeds did not reach it in "
+    "the steps run, and the mean of all evaluations (normalised return, 0 to 1) with its standard error over seeds. "
+    f"Bold: evaluations that differ from the default's (two-sided Mann-Whitney test, p < {SIGNIFICANCE:g}). Batched "
+    "environments."
 )
 
 
@@ -38,33 +45,63 @@ def ablations(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
 ) -> None:
-    """Run STORM+PG's ablations on every task and write ``ablations.md``, a row for each."""
+    """Run STORM+PG's ablations on every task and write ``ablations.md`` and ``.png``, a row for each."""
     succeeded = True
     for task, budget in BUDGETS.items():
         specs = grid([OURS, *ABLATIONS], [task], range(seeds), batched=True)
         succeeded &= run_benchmark(specs, output / task, workers, budget)
-    write_atomically(output / "ablations.md", summary(output).encode())
-    typer.echo(f"Table: {output / 'ablations.md'}")
+    rows = {task: measured(load_runs(output / task).values()) for task in BUDGETS}
+    write_atomically(output / "ablations.md", summary(rows).encode())
+    draw(rows, output / "ablations.png")
+    typer.echo(f"Table: {output / 'ablations.md'}\nFigure: {output / 'ablations.png'}")
     raise typer.Exit(0 if succeeded else 1)
 
 
-def summary(folder: Path) -> str:
-    """The table of the runs in ``folder``, as Markdown."""
+def summary(rows: dict[str, pd.DataFrame]) -> str:
+    """The table of each task's measured runs, as Markdown."""
     columns = {}
     for task, budget in BUDGETS.items():
-        rows = measured(load_runs(folder / task).values())
-        cells = {agent: _cell(group.sort_values("seed")) for agent, group in rows.groupby("agent")}
+        by_agent = {agent: rows[task][rows[task]["agent"] == agent] for agent in rows[task]["agent"].unique()}
+        cells = {agent: _cell(group, by_agent[OURS]) for agent, group in by_agent.items()}
         columns[f"{task} ({budget // 1000}k)"] = cells
     table = pd.DataFrame(columns).reindex([OURS, *ABLATIONS]).fillna("")
-    names = ["default", *(label(agent) for agent in ABLATIONS)]
     lines = ["| variant | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(names, table.to_numpy(), strict=True)]
-    return f"# Ablations of STORM+PG\n\n{EXPLANATION}\n\n" + "\n".join(lines) + "\n"
+    lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(_names(), table.to_numpy(), strict=True)]
+    seeds = max(group["seed"].nunique() for group in rows.values())
+    return f"# Ablations of STORM+PG\n\n{EXPLANATION} {seeds} seeds.\n\n" + "\n".join(lines) + "\n"
 
 
-def _cell(rows: pd.DataFrame) -> str:
-    steps = [
-        f"{value / 1000:.0f}" if reached else "-"
-        for value, reached in zip(rows["steps_to_threshold"], rows["reached"], strict=True)
-    ]
-    return f"{' '.join(steps)} ({rows['evaluation_score'].mean():.2f})"
+def _names() -> list[str]:
+    return ["default", *(label(agent) for agent in ABLATIONS)]
+
+
+def _cell(rows: pd.DataFrame, default: pd.DataFrame) -> str:
+    never = int((~rows["reached"]).sum())
+    # A run that did not reach it counts as longer than any that did.
+    median = rows["steps_to_threshold"].where(rows["reached"], float("inf")).median()
+    steps = "-" if isinf(median) else f"{median / 1000:.3g}"
+    scores = rows["evaluation_score"]
+    error = f" ± {sem(scores):.2f}" if len(scores) > 1 else ""
+    score = f"{scores.mean():.2f}{error}"
+    if mannwhitneyu(scores, default["evaluation_score"]).pvalue < SIGNIFICANCE:
+        score = f"**{score}**"
+    return f"{steps} ({never} never), {score}" if never else f"{steps}, {score}"
+
+
+def draw(rows: dict[str, pd.DataFrame], path: Path) -> None:
+    """Each seed's mean of all evaluations, a row for each variant, its mean as a tick and the default's as a line."""
+    agents = [OURS, *ABLATIONS]
+    figure, panels = new_figure(1, len(BUDGETS), (3.0 * len(BUDGETS) + 2.5, 0.35 * len(agents) + 1.2), sharey=True)
+    for axes, task in zip(panels, BUDGETS, strict=True):
+        for position, agent in enumerate(agents):
+            scores = rows[task].loc[rows[task]["agent"] == agent, "evaluation_score"]
+            colour = COLOURS[0] if agent == OURS else "0.35"
+            axes.plot(scores, [position] * len(scores), "o", color=colour, alpha=0.4, markersize=4)
+            axes.plot(scores.mean(), position, "|", color=colour, markersize=14, markeredgewidth=2.5)
+            if agent == OURS:
+                axes.axvline(scores.mean(), color=colour, linewidth=0.8)
+        axes.set_title(f"{task}, {BUDGETS[task] // 1000}k env steps", fontsize=10)
+        axes.set_xlabel("mean of all evaluations, normalised")
+    panels[0].set_yticks(range(len(agents)), _names())
+    panels[0].invert_yaxis()
+    save(figure, path)

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -17,5 +18,32 @@ def test_every_ablation_is_a_row_and_the_runs_are_kept(tmp_path: Path, monkeypat
     table = (tmp_path / "ablations.md").read_text()
     assert "| variant | CartPole-v1 (1k) |" in table
     for name in ("default", *few.values()):
-        assert f"| {name} | - (0." in table
+        assert f"| {name} | - (1 never), 0." in table
+    assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "CartPole-v1" / "raw").glob("*__batched.json.gz"))) == 3
+
+
+def measures(agent: str, steps: list[float], scores: list[float]) -> pd.DataFrame:
+    rows = pd.DataFrame({"steps_to_threshold": steps, "evaluation_score": scores, "agent": agent})
+    return rows.assign(reached=rows["steps_to_threshold"] < 15_000, seed=range(len(rows)))
+
+
+def test_cells_say_how_many_never_reached_it_and_which_differences_are_no_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worse, level = list(ABLATIONS)[:2]
+    monkeypatch.setattr(ablations, "ABLATIONS", {worse: ABLATIONS[worse], level: ABLATIONS[level]})
+    monkeypatch.setattr(ablations, "BUDGETS", {"CartPole-v1": 15_000})
+    scores = [0.8, 0.81, 0.82, 0.83, 0.84]
+    rows = [
+        measures("storm_plus_pg", [4_000, 4_000, 5_000, 6_000, 9_000], scores),
+        measures(worse, [5_000, 9_000, 15_000, 15_000, 15_000], [0.1, 0.2, 0.3, 0.4, 0.5]),
+        measures(level, [1_000, 2_500, 2_500, 15_000, 15_000], scores),
+    ]
+    lines = ablations.summary({"CartPole-v1": pd.concat(rows)}).splitlines()
+    assert lines[-3:] == [
+        "| default | 5, 0.82 ± 0.01 |",
+        f"| {ABLATIONS[worse]} | - (3 never), **0.30 ± 0.07** |",
+        f"| {ABLATIONS[level]} | 2.5 (2 never), 0.82 ± 0.01 |",
+    ]
+    assert "5 seeds." in lines[2]
