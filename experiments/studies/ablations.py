@@ -35,8 +35,8 @@ SIGNIFICANCE = 0.01
 EXPLANATION = (
     "For each task the median of the env steps to the threshold in thousands, how many seeds did not reach it in "
     "the steps run, and the mean of all evaluations (normalised return, 0 to 1) with its standard error over seeds. "
-    f"Bold: evaluations that differ from the default's (two-sided Mann-Whitney test, p < {SIGNIFICANCE:g}). Batched "
-    "environments."
+    f"Bold: evaluations that differ from the default's (two-sided Mann-Whitney test, p < {SIGNIFICANCE:g}). Last, the "
+    "runs of all tasks that reached the threshold. Batched environments."
 )
 
 
@@ -64,6 +64,9 @@ def summary(rows: dict[str, pd.DataFrame]) -> str:
         by_agent = {agent: rows[task][rows[task]["agent"] == agent] for agent in rows[task]["agent"].unique()}
         cells = {agent: _cell(group, by_agent[OURS]) for agent, group in by_agent.items()}
         columns[f"{task} ({budget // 1000}k)"] = cells
+    everything = pd.concat(rows.values())
+    reached = everything.groupby("agent")["reached"].agg(["sum", "size"])
+    columns["reached"] = {agent: f"{total} of {size}" for agent, total, size in reached.itertuples()}
     table = pd.DataFrame(columns).reindex([OURS, *ABLATIONS]).fillna("")
     lines = ["| variant | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(_names(), table.to_numpy(), strict=True)]
@@ -100,7 +103,7 @@ def draw(rows: dict[str, pd.DataFrame], path: Path) -> None:
             axes.plot(scores.mean(), position, "|", color=colour, markersize=14, markeredgewidth=2.5)
             if agent == OURS:
                 axes.axvline(scores.mean(), color=colour, linewidth=0.8)
-        axes.set_title(f"{task}, {BUDGETS[task] // 1000}k env steps", fontsize=10)
+        axes.set_title(f"{task}\n{BUDGETS[task] // 1000}k env steps", fontsize=10)
         axes.set_xlabel("mean of all evaluations, normalised")
     panels[0].set_yticks(range(len(agents)), _names())
     panels[0].invert_yaxis()

@@ -16,7 +16,7 @@ def test_every_ablation_is_a_row_and_the_runs_are_kept(tmp_path: Path, monkeypat
     arguments = ["ablations", "--output", str(tmp_path), "--seeds", "1", "--workers", "1"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     table = (tmp_path / "ablations.md").read_text()
-    assert "| variant | CartPole-v1 (1k) |" in table
+    assert "| variant | CartPole-v1 (1k) | reached |" in table
     for name in ("default", *few.values()):
         assert f"| {name} | - (1 never), 0." in table
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
@@ -42,8 +42,8 @@ def test_cells_say_how_many_never_reached_it_and_which_differences_are_no_chance
     ]
     lines = ablations.summary({"CartPole-v1": pd.concat(rows)}).splitlines()
     assert lines[-3:] == [
-        "| default | 5, 0.82 ± 0.01 |",
-        f"| {ABLATIONS[worse]} | - (3 never), **0.30 ± 0.07** |",
-        f"| {ABLATIONS[level]} | 2.5 (2 never), 0.82 ± 0.01 |",
+        "| default | 5, 0.82 ± 0.01 | 5 of 5 |",
+        f"| {ABLATIONS[worse]} | - (3 never), **0.30 ± 0.07** | 2 of 5 |",
+        f"| {ABLATIONS[level]} | 2.5 (2 never), 0.82 ± 0.01 | 3 of 5 |",
     ]
     assert "5 seeds." in lines[2]
