@@ -7,11 +7,13 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch.distributions import Normal
 
 from storm_rl.common.dense_policy import DensePolicy
 from storm_rl.common.faults import acting, check_policy_outputs, check_transition
@@ -69,6 +71,8 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         super()._setup_model()
         self.window = RolloutWindow(self.reuse_rollouts)
         self._window_end: Any = None
+        # Vector steps that gSDE's present noise has served.
+        self._noise_age = 0
         self.return_statistics = DiscountedReturnStatistics(self.gamma, self.n_envs)
 
     def collect_rollouts(
@@ -96,14 +100,14 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         if self._last_obs is not self._window_end:
             self.window.clear()
         if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
+            self._continue_noise(env.num_envs)
         callback.on_rollout_start()
         self._in_rollout = True
         act = DensePolicy.of(self.policy) or self.policy
 
         while n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
+            if self.use_sde and self._noise_age >= self.sde_sample_freq > 0:
+                self._reset_noise(env.num_envs)
             with torch.no_grad(), acting(self.policy, self.num_timesteps):
                 actions_tensor, values, log_probs = act(
                     obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
@@ -113,6 +117,7 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
 
             new_obs, rewards, dones, infos = env.step(environment_actions(self.policy, actions))
             self.num_timesteps += env.num_envs
+            self._noise_age += 1
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -153,6 +158,30 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _reset_noise(self, n_envs: int) -> None:
+        self.policy.reset_noise(n_envs)
+        self._noise_age = 0
+
+    @torch.no_grad()
+    def _continue_noise(self, n_envs: int) -> None:
+        """Keep gSDE's noise over an update: with many environments rollouts are short, and it is to last as long.
+
+        Unlike SB3, which draws anew for every rollout. The noise's standard normal numbers stay and its scale is that
+        of the policy as it is now, so that actions follow the very law of their log-probabilities.
+        """
+        noise = self.policy.action_dist
+        assert isinstance(noise, StateDependentNoiseDistribution)
+        if self.sde_sample_freq < 1 or self._noise_age == 0 or len(noise.exploration_matrices) != n_envs:
+            self._reset_noise(n_envs)
+            return
+        std = noise.get_std(self.policy.log_std)
+        ratio = std / noise.weights_dist.scale
+        noise.exploration_mat, noise.exploration_matrices = (
+            noise.exploration_mat * ratio,
+            noise.exploration_matrices * ratio,
+        )
+        noise.weights_dist = Normal(torch.zeros_like(std), std)
+
     def _bootstrapped(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
         """The rewards, plus ``gamma * V(terminal observation)`` where an episode ended at its time limit."""
         truncated = self._truncated(dones, infos)
@@ -175,7 +204,7 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         ]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "return_statistics", "window", "_window_end"]
+        return [*super()._excluded_save_params(), "return_statistics", "window", "_window_end", "_noise_age"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -183,6 +212,8 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
 
     def _run_state(self) -> dict[str, Any]:
         state = super()._run_state()
+        if self.use_sde:
+            state["noise_age"] = self._noise_age
         if not self._in_rollout and self._last_obs is not None and self._last_obs is self._window_end:
             # Otherwise the next rollout does not continue the window, and would clear it.
             state["window"] = self.window.state_dict()
@@ -190,6 +221,7 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
 
     def _load_run_state(self, state: dict[str, Any], resumes: bool) -> None:
         super()._load_run_state(state, resumes)
+        self._noise_age = state.get("noise_age", 0)
         if resumes and "window" in state and self._last_obs is not None:
             self.window.load_state_dict(state["window"], self.device)
             self._window_end = self._last_obs

@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
+from torch.distributions import Normal
 
 from storm_rl.common.arguments import check_integer, check_learning_rate, check_range
 from storm_rl.common.environment_state import environment_state, restore_environment
@@ -219,8 +220,7 @@ class ResumableAlgorithm(BaseAlgorithm):
         if resumes and "env_state" in state:
             assert self.env is not None
             restore_environment(self.env, state["env_state"])
-        for name, noise in state.get("exploration_noise", {}).items():
-            setattr(self.policy.action_dist, name, noise.to(self.device))
+        _set_exploration_noise(self.policy, state.get("exploration_noise", {}))
         if "random_state" in state:
             _set_random_state(state["random_state"], self.device)
 
@@ -342,4 +342,14 @@ def _exploration_noise(policy: BasePolicy) -> dict[str, torch.Tensor]:
     distribution = getattr(policy, "action_dist", None)
     if not isinstance(distribution, StateDependentNoiseDistribution):
         return {}
-    return {name: getattr(distribution, name).detach() for name in ("exploration_mat", "exploration_matrices")}
+    noise = {name: getattr(distribution, name).detach() for name in ("exploration_mat", "exploration_matrices")}
+    return {**noise, "std": distribution.weights_dist.scale.detach()}
+
+
+def _set_exploration_noise(policy: BasePolicy, noise: dict[str, torch.Tensor]) -> None:
+    for name, values in noise.items():
+        placed = values.to(policy.device)
+        if name == "std":
+            policy.action_dist.weights_dist = Normal(torch.zeros_like(placed), placed)  # type: ignore[union-attr]
+        else:
+            setattr(policy.action_dist, name, placed)

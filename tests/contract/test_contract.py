@@ -222,9 +222,35 @@ def test_gsde_trains_and_its_noise_is_drawn_as_often_as_asked() -> None:
     reset_noise = model.policy.reset_noise
     model.policy.reset_noise = lambda n: (draws.append(model.num_timesteps), reset_noise(n))
     model.learn(64)
-    assert draws == [0, 0, 16, 32, 48]
+    assert draws == [0, 16, 32, 48]
     with pytest.raises(ValueError, match="gSDE"):
         small(STORMPlusPG, use_sde=True)
+
+
+def test_gsde_noise_outlasts_rollouts_shorter_than_it_at_the_policys_present_scale() -> None:
+    model = small(STORMPlusPG, vectors(ACTION_SPACES[0]), use_sde=True, sde_sample_freq=12, n_steps=4)
+    standard, draws = [], []
+
+    def unit_noise() -> Any:
+        noise = model.policy.action_dist
+        std = noise.get_std(model.policy.log_std).detach()
+        torch.testing.assert_close(noise.weights_dist.scale.detach(), std)
+        return (noise.exploration_matrices / std).detach()
+
+    class Watch(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            standard.append(unit_noise())
+            draws.append(model.policy.log_std.detach().clone())
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.learn(model.n_envs * 24, callback=Watch())
+    assert len(standard) == 6
+    for first, second in ((0, 1), (1, 2), (4, 5)):
+        torch.testing.assert_close(standard[first], standard[second])
+    assert not torch.allclose(standard[2], standard[4])
+    assert not torch.equal(draws[0], draws[2])  # The scale did move meanwhile.
 
 
 def test_own_rollout_buffer_is_used() -> None:
