@@ -34,6 +34,7 @@ class DenseNetwork:
         self._weights, self._biases = self.arrays[::2], self.arrays[1::2]
         self._activate = [_ACTIVATIONS[activation][0] for activation in activations]
         self._slope = [_ACTIVATIONS[activation][1] for activation in activations]
+        self._times_slope = [_ACTIVATIONS[activation][2] for activation in activations]
 
     @classmethod
     def of(cls, *modules: nn.Module) -> Self | None:
@@ -65,11 +66,21 @@ class DenseNetwork:
         """A copy of the parameters as one vector, ``(n_parameters,)``."""
         return np.concatenate([array.reshape(-1) for array in self.arrays])
 
-    def forward(self, inputs: Array) -> list[Array]:
-        """``inputs``, ``(n, n_in)``, and each layer's activations ``(n, n_out)``; the last are the outputs."""
+    def layers(self, n: int) -> list[Array]:
+        """Arrays for what the layers give on ``n`` rows, ``(n, n_out)`` each, with nothing in them."""
+        return [np.empty((n, len(bias)), dtype=bias.dtype) for bias in self._biases]
+
+    def forward(self, inputs: Array, into: Sequence[Array] | None = None) -> list[Array]:
+        """``inputs``, ``(n, n_in)``, and each layer's activations ``(n, n_out)``; the last are the outputs.
+
+        Args:
+            inputs: The batch.
+            into: Of :meth:`layers`, takes the result; None: new arrays.
+        """
         values = [inputs]
-        for weight, bias, activate in zip(self._weights, self._biases, self._activate, strict=True):
-            layer = np.dot(values[-1], weight.T)
+        into = self.layers(len(inputs)) if into is None else into
+        for weight, bias, activate, layer in zip(self._weights, self._biases, self._activate, into, strict=True):
+            np.dot(values[-1], weight.T, out=layer)
             layer += bias
             activate(layer)
             values.append(layer)
@@ -118,6 +129,27 @@ class DenseNetwork:
             # The sum over rows; as a product it is ten times faster.
             np.dot(ones, arrived, out=into[2 * index + 1])
 
+    def gradient_in_place(
+        self, values: Sequence[Array], cotangent: Array, into: Sequence[Array], deltas: Sequence[Array]
+    ) -> None:
+        """:meth:`slopes`, :meth:`backward` and :meth:`gradient` in one pass without a new array.
+
+        Args:
+            values: Of :meth:`forward`; overwritten, but for the inputs.
+            cotangent: As of :meth:`backward`; overwritten where the last layer has an activation.
+            into: Takes the result: arrays in the parameters' shapes.
+            deltas: Of :meth:`layers`, to work in.
+        """
+        ones = np.ones(len(cotangent), dtype=cotangent.dtype)
+        delta = cotangent
+        for index in reversed(range(len(self._weights))):
+            # Nothing but its slope is needed of this layer's output any more.
+            self._times_slope[index](delta, values[index + 1])
+            np.dot(delta.T, values[index], out=into[2 * index])
+            np.dot(ones, delta, out=into[2 * index + 1])
+            if index > 0:
+                delta = np.dot(delta, self._weights[index], out=deltas[index - 1])
+
 
 class Jacobian:
     """Derivatives of a network's outputs in its parameters, on a batch: a linear map and its transpose, never held.
@@ -128,37 +160,48 @@ class Jacobian:
     Args:
         network: The network.
         values: Of its ``forward``; ``n`` states with ``k`` outputs.
+        combinations: ``r`` arrays ``(n, k)``: of as many linear combinations of each state's outputs instead, and
+            ``r`` stands for ``k`` below. None: of the outputs themselves.
     """
 
     MAX_OUTPUTS = 8
 
-    def __init__(self, network: DenseNetwork, values: Sequence[Array]) -> None:
+    def __init__(
+        self, network: DenseNetwork, values: Sequence[Array], combinations: Sequence[Array] | None = None
+    ) -> None:
         self.network = network
         self.values = list(values)
         self.slopes = network.slopes(values)
-        n_outputs = values[-1].shape[1]
+        n_states, n_outputs = values[-1].shape
         self._rows: list[Array] | None = None
-        if n_outputs <= self.MAX_OUTPUTS:
-            units = np.eye(n_outputs, dtype=values[-1].dtype)[:, None].repeat(len(values[-1]), axis=1)
-            of_outputs = [network.backward(self.slopes, unit) for unit in units]
+        if combinations is None and n_outputs <= self.MAX_OUTPUTS:
+            combinations = list(np.eye(n_outputs, dtype=values[-1].dtype)[:, None].repeat(n_states, axis=1))
+        if combinations is not None:
+            of_outputs = [network.backward(self.slopes, unit) for unit in combinations]
             self._rows = [np.stack(layer) for layer in zip(*of_outputs, strict=True)]  # (k, n, n_out) of each layer
+            self._moves, self._deltas = network.layers(n_states), network.layers(n_states)
 
     def times(self, direction: Array) -> Array:
         """Derivative of the outputs along ``direction``, ``(n_parameters,)``: ``(n, k)``."""
-        moves = []
-        for inputs, (weight, bias) in zip(self.values, _pairs(self.network.split(direction)), strict=False):
-            move = np.dot(inputs, weight.T)
-            move += bias
-            moves.append(move)
+        weights_and_biases = _pairs(self.network.split(direction))
         if self._rows is not None:
-            result: Array = np.zeros_like(self.values[-1])
-            for rows, move in zip(self._rows, moves, strict=True):
+            result = np.zeros((len(self.values[0]), len(self._rows[0])), dtype=direction.dtype)
+            for inputs, rows, move, (weight, bias) in zip(
+                self.values, self._rows, self._moves, weights_and_biases, strict=False
+            ):
+                np.dot(inputs, weight.T, out=move)
                 result += np.einsum("knh,nh->nk", rows, move)
+                # Cheaper than to add it to every state's move.
+                result += np.dot(rows, bias).T
             return result
         passed: Array | None = None
-        for move, slope, (weight, _) in zip(moves, self.slopes, _pairs(self.network.arrays), strict=True):
+        for inputs, slope, (weight, bias), (own, _) in zip(
+            self.values, self.slopes, weights_and_biases, _pairs(self.network.arrays), strict=False
+        ):
+            move = np.dot(inputs, weight.T)
+            move += bias
             if passed is not None:
-                move += np.dot(passed, weight.T)
+                move += np.dot(passed, own.T)
             passed = move if slope is None else move * slope
         assert passed is not None
         return passed
@@ -173,7 +216,9 @@ class Jacobian:
         if self._rows is None:
             deltas = self.network.backward(self.slopes, cotangent)
         else:
-            deltas = [np.einsum("knh,nk->nh", rows, cotangent) for rows in self._rows]
+            deltas = self._deltas
+            for rows, delta in zip(self._rows, deltas, strict=True):
+                np.einsum("knh,nk->nh", rows, cotangent, out=delta)
         self.network.gradient(self.values, deltas, self.network.split(into))
 
 
@@ -202,13 +247,32 @@ def _tanh_slope(outputs: Array) -> Array:
     return slope
 
 
+def _times_tanh_slope(delta: Array, outputs: Array) -> None:
+    np.multiply(outputs, outputs, out=outputs)
+    np.subtract(1.0, outputs, out=outputs)
+    delta *= outputs
+
+
 def _relu(layer: Array) -> None:
     np.maximum(layer, 0.0, out=layer)
 
 
-_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Array], None], Callable[[Array], Array | None]]] = {
-    nn.Tanh: (_tanh, _tanh_slope),
-    nn.ReLU: (_relu, lambda outputs: (outputs > 0.0).astype(outputs.dtype)),
-    nn.Identity: (lambda layer: None, lambda outputs: None),
+def _relu_slope(outputs: Array) -> Array:
+    return (outputs > 0.0).astype(outputs.dtype)
+
+
+def _times_relu_slope(delta: Array, outputs: Array) -> None:
+    np.sign(outputs, out=outputs)
+    delta *= outputs
+
+
+_ACTIVATIONS: dict[
+    type[nn.Module],
+    tuple[Callable[[Array], None], Callable[[Array], Array | None], Callable[[Array, Array], None]],
+] = {
+    nn.Tanh: (_tanh, _tanh_slope, _times_tanh_slope),
+    nn.ReLU: (_relu, _relu_slope, _times_relu_slope),
+    nn.Identity: (lambda layer: None, lambda outputs: None, lambda delta, outputs: None),
 }
-"""Of each activation: what puts it in the place of its argument; the derivative, from the activation's output."""
+"""Of each activation: what puts it in the place of its argument; the derivative, from the activation's output; what
+multiplies its first argument by that, with the output overwritten."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor
@@ -127,8 +128,11 @@ class DenseActorOnStates(ActorOnStates):
 
     def fisher_product(self) -> Callable[[Tensor], Tensor]:
         """See the base class."""
-        jacobian, hessian_product = Jacobian(self.network, self.present), self._hessian_product()
         size, shape = self.network.n_parameters, self.present[-1].shape
+        hessian_product = self._hessian_product()
+        if self.log_std is None and shape[1] <= Jacobian.MAX_OUTPUTS:
+            return self._product_of_roots(hessian_product)
+        jacobian = Jacobian(self.network, self.present)
 
         def product(vector: Tensor) -> Tensor:
             moved = torch.from_numpy(jacobian.times(vector[:size].numpy()))
@@ -140,6 +144,25 @@ class DenseActorOnStates(ActorOnStates):
 
         return product
 
+    def _product_of_roots(self, hessian_product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """``v -> (L^T J)^T L^T J v`` with ``H = L L^T``, which splits by states into blocks of outputs.
+
+        A column of ``L`` that is 0 for all states is left out: one for a Categorical, whose logits share a direction
+        that changes nothing.
+        """
+        outputs = torch.from_numpy(self.present[-1])
+        # A product for each output gives all blocks.
+        units = torch.eye(outputs.shape[1]).unsqueeze(1).expand(-1, *outputs.shape)
+        blocks = torch.stack([hessian_product(unit.flatten()).view_as(outputs) for unit in units], dim=2)
+        jacobian = Jacobian(self.network, self.present, roots(blocks.numpy()))
+
+        def product(vector: Tensor) -> Tensor:
+            result = torch.empty_like(vector)
+            jacobian.transposed_times(jacobian.times(vector.numpy()), result.numpy())
+            return result
+
+        return product
+
     def _hessian_product(self) -> Callable[[Tensor], Tensor]:
         """``v -> H v`` for the Hessian of the mean divergence in the outputs, flat, and the noise's own parameters."""
         outputs, latent = torch.from_numpy(self.present[-1]), torch.from_numpy(self.present[-2])
@@ -147,14 +170,7 @@ class DenseActorOnStates(ActorOnStates):
         log_std = None if self.log_std is None else self.log_std.clone().requires_grad_()
         fixed = kept(self.policy.distribution_of(outputs, latent, self.log_std))
         divergence = mean_kl(fixed, self.policy.distribution_of(leaf, latent, log_std))
-        product = fisher_vector_product(divergence, [leaf] if log_std is None else [leaf, log_std])
-        n_outputs = outputs.shape[1]
-        if log_std is not None or n_outputs > Jacobian.MAX_OUTPUTS:
-            return product
-        # A state's divergence depends on its own outputs only: a product for each output gives all blocks.
-        units = torch.eye(n_outputs).unsqueeze(1).expand(n_outputs, *outputs.shape)
-        blocks = torch.stack([product(unit.flatten()).view_as(outputs) for unit in units], dim=2)
-        return lambda vector: torch.einsum("nij,nj->ni", blocks, vector.view_as(outputs)).flatten()
+        return fisher_vector_product(divergence, [leaf] if log_std is None else [leaf, log_std])
 
     def _distribution_of(self, values: Sequence[Array], log_std: Tensor | None) -> Distribution:
         return self.policy.distribution_of(torch.from_numpy(values[-1]), torch.from_numpy(values[-2]), log_std)
@@ -171,3 +187,30 @@ def actor_on_states(policy: StandardisedActorCriticPolicy, observations: Observa
     """The policy's actor on these states, in closed form where it can be had."""
     dense = DensePolicy.of(policy)
     return ActorOnStates(policy, observations) if dense is None else DenseActorOnStates(dense, observations)
+
+
+def roots(blocks: Array, negligible: float = 1e-6) -> list[Array]:
+    r"""Columns ``l_j`` with :math:`\sum_j l_j l_j^T` the block of each state: Cholesky's algorithm, all states at once.
+
+    Args:
+        blocks: Positive semidefinite, ``(n, k, k)``.
+        negligible: What is left of a diagonal entry for a column counts as 0 where no state's is more than this
+            share of the largest entry.
+
+    Returns:
+        Of the columns that are not 0, ``(n, k)`` each.
+    """
+    left = blocks.astype(np.float64)
+    least = negligible * float(np.max(np.diagonal(left, axis1=1, axis2=2)))
+    columns = []
+    for index in range(blocks.shape[1]):
+        pivot = left[:, index, index]
+        if float(pivot.max()) <= least:
+            continue
+        column = left[:, :, index] / np.sqrt(np.maximum(pivot, np.finfo(np.float64).tiny))[:, None]
+        # A principal minor of a semidefinite block says so; with rounding, a pivot near 0 would not.
+        bound = np.sqrt(np.maximum(np.diagonal(left, axis1=1, axis2=2), 0.0))
+        column = np.clip(column, -bound, bound)
+        left -= column[:, :, None] * column[:, None, :]
+        columns.append(column.astype(blocks.dtype))
+    return columns

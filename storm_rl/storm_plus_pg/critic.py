@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.adam import adam
 
 from storm_rl.common.dense_network import Array
 from storm_rl.common.dense_policy import DensePolicy
@@ -76,36 +75,28 @@ def _fit_in_closed_form(
     mean, square = _joined(states, "exp_avg", theta), _joined(states, "exp_avg_sq", theta)
     n_steps = states[0]["step"].clone() if states[0] else torch.zeros(())
     vectors = [[torch.from_numpy(array)] for array in (theta, gradient, mean, square)]
+    settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+    settings["beta1"], settings["beta2"] = group["betas"]
+    # The kernel of torch's own fused Adam: what surrounds it there takes as long again.
+    adam = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    # Arrays to work in, for every size of minibatch.
+    spaces: dict[int, tuple[list[Array], list[Array]]] = {}
     losses = []
     with torch.no_grad():
         for indices in passes:
             order = torch.cat(indices).numpy()
             inputs, wanted, start = features[order], columns[order], 0
             for size in map(len, indices):
-                batch = slice(start, start + size)
-                values = network.forward(inputs[batch])
-                errors = values[-1]
-                errors -= wanted[batch]
-                losses.append(float(np.dot(errors[:, 0], errors[:, 0])) / size)
+                if size not in spaces:
+                    spaces[size] = (network.layers(size), network.layers(size))
+                layers, deltas = spaces[size]
+                values = network.forward(inputs[start : start + size], layers)
+                errors = np.subtract(values[-1], wanted[start : start + size], out=deltas[-1])
+                losses.append(float(np.vdot(errors, errors)) / size)
                 errors *= 2.0 / size
-                network.gradient(values, network.backward(network.slopes(values), errors), into)
-                adam(
-                    vectors[0],
-                    vectors[1],
-                    vectors[2],
-                    vectors[3],
-                    [],
-                    [n_steps],
-                    fused=True,
-                    amsgrad=False,
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    maximize=group["maximize"],
-                    decoupled_weight_decay=group["decoupled_weight_decay"],
-                )
+                network.gradient_in_place(values, errors, into, deltas)
+                n_steps += 1
+                adam(vectors[0], vectors[1], vectors[2], vectors[3], [], [n_steps], **settings)
                 start += size
         parts = zip(network.arrays, network.split(mean), network.split(square), strict=True)
         for parameter, (value, first, second) in zip(parameters, parts, strict=True):
