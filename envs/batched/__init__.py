@@ -1,5 +1,7 @@
 """The benchmark's tasks re-implemented on numpy arrays, as Stable-Baselines3 `VecEnv`s.
 
+`envs.batched.gymnasium_vector` has them as gymnasium `VectorEnv`s.
+
 >>> from envs.batched import make_vec
 >>> make_vec("CartPole-v1", n_envs=64, seed=1).reset().shape
 (64, 4)
@@ -13,7 +15,7 @@ from envs.batched.cart_pole import BatchedCartPole
 from envs.batched.mountain_car import BatchedMountainCar, BatchedMountainCarContinuous
 from envs.batched.pendulum import BatchedPendulum
 
-__all__ = ["BATCHED", "BatchedEnv", "make_vec"]
+__all__ = ["BATCHED", "BatchedEnv", "batched_class", "make_vec"]
 
 BATCHED: dict[str, type[BatchedEnv]] = {
     env.env_id: env
@@ -33,12 +35,17 @@ def make_vec(env_id: str, n_envs: int = 1, seed: int | None = None, render_mode:
     Raises:
         ValueError: No such task, with the known ones and the nearest; no environments; no such render mode.
     """
-    if env_id not in BATCHED:
-        nearest = difflib.get_close_matches(env_id, BATCHED, n=1)
-        hint = f" Did you mean {nearest[0]}?" if nearest else ""
-        raise ValueError(f"no batched environment {env_id!r}; known: {', '.join(BATCHED)}.{hint}")
-    env = BATCHED[env_id](n_envs, render_mode)
+    env = batched_class(env_id)(n_envs, render_mode)
     env.seed(seed)
     if seed is not None:
         env.action_space.seed(seed)
     return env
+
+
+def batched_class(env_id: str) -> type[BatchedEnv]:
+    """The task's class; ValueError with the known tasks and the nearest if there is none."""
+    if env_id not in BATCHED:
+        nearest = difflib.get_close_matches(env_id, BATCHED, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"no batched environment {env_id!r}; known: {', '.join(BATCHED)}.{hint}")
+    return BATCHED[env_id]

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 class BatchedEnv(VecEnv):
@@ -28,8 +29,8 @@ class BatchedEnv(VecEnv):
     ``info["episode"]``, returns in reward units and lengths in env steps), and `terminal_observation` and
     ``TimeLimit.truncated`` where an episode ends. A sub-class gives the dynamics; each states how closely they agree.
 
-    Autoreset is in the same step. gymnasium's `VectorEnv` interface is not offered: its ``step`` and ``reset`` have
-    the same names and other results.
+    Autoreset is in the same step. gymnasium's `VectorEnv`, whose ``step`` and ``reset`` have the same names and other
+    results, is `envs.batched.gymnasium_vector`'s.
 
     Args:
         n_envs: Number of environments.
@@ -154,13 +155,8 @@ class BatchedEnv(VecEnv):
         Raises:
             RuntimeError: Never reset.
         """
-        if not self._started:
-            raise RuntimeError("step() before reset(): call reset() first")
-        rewards, terminated = self._advance(self._actions)
-        self._lengths += 1
-        self._returns += rewards
-        self._observations[:] = self._observe(self.state)
-        dones = terminated | (self._lengths >= self._time_limit)
+        rewards, terminated, truncated = self._step_episodes()
+        dones = terminated | truncated
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for index in dones.nonzero()[0].tolist():
             infos[index] = {
@@ -174,6 +170,19 @@ class BatchedEnv(VecEnv):
             }
             self._reset_one(index)
         return self._observations.copy(), rewards.astype(np.float32), dones, infos
+
+    def _step_episodes(self) -> tuple[Doubles, Bools, Bools]:
+        """Take the stored actions without autoreset: rewards, which episodes terminated, which reached the time limit.
+
+        As in gymnasium, one may have done both.
+        """
+        if not self._started:
+            raise RuntimeError("step() before reset(): call reset() first")
+        rewards, terminated = self._advance(self._actions)
+        self._lengths += 1
+        self._returns += rewards
+        self._observations[:] = self._observe(self.state)
+        return rewards, terminated, self._lengths >= self._time_limit
 
     def close(self) -> None:
         """Release the renderer; nothing else is held."""
