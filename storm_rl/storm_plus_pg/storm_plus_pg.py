@@ -293,7 +293,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
     def _part_gradients(
-        self, actor: ActorOnStates, batch: Transitions, at: Tensor | None = None
+        self, actor: ActorOnStates, batch: Transitions, at: Tensor | None = None, n_parts: int = N_PARTS
     ) -> tuple[Tensor, Tensor]:
         """Importance-weighted gradients of the surrogate and the weights, at a flat vector or (None) the present.
 
@@ -317,7 +317,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
                 gain = gain + self.ent_coef * (-log_prob if entropy is None else entropy)
             return gain
 
-        parts = equal_parts(size, min(N_PARTS, size))
+        parts = equal_parts(size, min(n_parts, size))
         gradient = actor.part_gradients(objective, parts, at).mul_(-len(parts) / size)
         _check_finite("the policy gradient", gradient)
         return gradient, torch.cat(weights)

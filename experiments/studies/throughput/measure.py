@@ -18,7 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from experiments.studies.throughput.configurations import Configuration
 from storm_rl import STORMPlusPG
-from storm_rl.storm_plus_pg.actor import actor_on_states
+from storm_rl.storm_plus_pg.actor import ActorOnStates, actor_on_states
 
 MIB = 2.0**20
 # Of a gradient; the median of so many is stable to a few per cent.
@@ -146,22 +146,39 @@ def _raw_speed(model: OnPolicyAlgorithm, steps: int) -> float:
 
 
 def _gradients(model: STORMPlusPG, clock: Clock) -> dict[str, float]:
-    """Milliseconds of the update's gradient at one parameter vector, and at both that the recursion needs."""
-    model.policy.set_training_mode(False)
-    actor, previous = actor_on_states(model.policy, model.window.observations()), model.recursion.previous_parameters
-    batch = model._transitions(actor)
+    """Milliseconds of the update's gradient from the raw observations on, forward passes included.
+
+    At one parameter vector, at both that the recursion needs, and at one as any policy is differentiated: by autograd,
+    in one pass.
+    """
+    policy, observations, previous = model.policy, model.window.observations(), model.recursion.previous_parameters
+    policy.set_training_mode(False)
+    batch = model._transitions(actor_on_states(policy, observations))
     assert previous is not None
-    one, two = [], []
-    for _ in range(GRADIENTS):
-        begin = clock.now()
-        model._part_gradients(actor, batch)
-        middle = clock.now()
+
+    def one() -> None:
+        model._part_gradients(actor_on_states(policy, observations), batch)
+
+    def two() -> None:
+        actor = actor_on_states(policy, observations)
         model._part_gradients(actor, batch)
         model._part_gradients(actor, batch, previous)
-        one.append(middle - begin)
-        two.append(clock.now() - middle)
-    both = {"gradient_ms": 1e3 * float(np.median(one)), "two_point_gradient_ms": 1e3 * float(np.median(two))}
-    return {**both, "gradient_ratio": float(np.median(np.divide(two, one)))}
+
+    def by_autograd() -> None:
+        model._part_gradients(ActorOnStates(policy, observations), batch, n_parts=1)
+
+    taken: dict[str, list[float]] = {}
+    for _ in range(GRADIENTS):
+        for name, take in (("gradient", one), ("two_point_gradient", two), ("autograd_gradient", by_autograd)):
+            begin = clock.now()
+            take()
+            taken.setdefault(name, []).append(clock.now() - begin)
+    medians = {f"{name}_ms": 1e3 * float(np.median(seconds)) for name, seconds in taken.items()}
+    ratios = {
+        f"gradient_ratio{suffix}": float(np.median(np.divide(taken["two_point_gradient"], taken[name])))
+        for suffix, name in (("", "gradient"), ("_autograd", "autograd_gradient"))
+    }
+    return {**medians, **ratios}
 
 
 def memory(configuration: Configuration) -> dict[str, float]:

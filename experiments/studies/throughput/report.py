@@ -48,7 +48,10 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
     ]
     gradients = medians.dropna(subset=["gradient_ratio"]) if "gradient_ratio" in medians else medians.iloc[:0]
     if len(gradients):
-        text = "The gradient at the present parameters, and at these and the previous ones, as the recursion needs."
+        text = (
+            "Forward passes included: the gradient at the present parameters, at these and the previous ones, as the "
+            "recursion needs, and at the present ones by autograd, as other policies are differentiated."
+        )
         sections += ["## STORM+PG's gradients", text, _markdown(_gradients(gradients))]
     if timed is not None:
         text = (
@@ -154,7 +157,9 @@ def _gradients(medians: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, "transitions", [f"{n:,.0f}" for n in medians["transitions"]])
     table["one (ms)"] = [_number(value, 2) for value in medians["gradient_ms"]]
     table["two (ms)"] = [_number(value, 2) for value in medians["two_point_gradient_ms"]]
+    table["one by autograd (ms)"] = [_number(value, 2) for value in medians["autograd_gradient_ms"]]
     table["two over one"] = [_number(value, 2) for value in medians["gradient_ratio"]]
+    table["two over one by autograd"] = [_number(value, 2) for value in medians["gradient_ratio_autograd"]]
     return table.drop_duplicates(["transitions", "n_envs", "width", "device"])
 
 
