@@ -22,6 +22,12 @@ from storm_rl.common.resumable_algorithm import ResumableAlgorithm
 from storm_rl.common.rollout_window import RolloutWindow, rollout_from_buffer
 from storm_rl.common.running_statistics import DiscountedReturnStatistics
 
+# Transitions of a rollout, over all environments, and vector steps of it at the least, by default.
+ROLLOUT_TRANSITIONS = 512
+MIN_STEPS = 16
+# Rollouts that an update learns from, by default: as many, and fewer of larger ones.
+MAX_REUSE = 4
+
 
 class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
     """SB3's :class:`OnPolicyAlgorithm` for standardised policies.
@@ -38,12 +44,10 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         env: GymEnv | str | None,
         *,
         n_steps: int | None,
-        transitions_per_rollout: int,
-        reuse_rollouts: int,
+        reuse_rollouts: int | None,
         **kwargs: Any,
     ) -> None:
         self.reuse_rollouts = reuse_rollouts
-        self.transitions_per_rollout = transitions_per_rollout
         super().__init__(policy, env, n_steps=n_steps, _init_setup_model=False, **kwargs)
         if not issubclass(self.policy_class, StandardisedActorCriticPolicy):
             raise TypeError(
@@ -53,8 +57,8 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
 
     def _check_rollout_size(self) -> None:
         if self.n_steps is None:
-            # The same number of transitions whatever the number of environments.
-            self.n_steps = -(-self.transitions_per_rollout // self.n_envs)
+            # The same number of transitions whatever the number of environments, until too few steps of each are left.
+            self.n_steps = max(MIN_STEPS, -(-ROLLOUT_TRANSITIONS // self.n_envs))
         if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, (int, np.integer)):
             raise TypeError(f"n_steps must be an integer (or None for the default), got {self.n_steps!r}.")
         if self.n_steps < 1:
@@ -64,11 +68,16 @@ class CheckedOnPolicyAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
                 f"a rollout of one transition (n_steps={self.n_steps}, n_envs={self.n_envs}) leaves no advantage "
                 "after standardisation; n_steps * n_envs must be at least 2."
             )
+        if self.reuse_rollouts is None:
+            # As many as make the same window, whatever the size of a rollout.
+            window = round(MAX_REUSE * ROLLOUT_TRANSITIONS / (self.n_steps * self.n_envs))
+            self.reuse_rollouts = min(MAX_REUSE, max(1, window))
 
     def _setup_model(self) -> None:
         self._check_policy()
         self._check_rollout_size()
         super()._setup_model()
+        assert self.reuse_rollouts is not None
         self.window = RolloutWindow(self.reuse_rollouts)
         self._window_end: Any = None
         # Vector steps that gSDE's present noise has served.

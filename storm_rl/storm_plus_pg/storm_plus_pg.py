@@ -19,7 +19,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from storm_rl.common.arguments import check_integer, check_range
 from storm_rl.common.distributions import mean_kl
 from storm_rl.common.faults import all_or_nothing, is_finite
-from storm_rl.common.on_policy_algorithm import CheckedOnPolicyAlgorithm
+from storm_rl.common.on_policy_algorithm import ROLLOUT_TRANSITIONS, CheckedOnPolicyAlgorithm
 from storm_rl.common.rollout_window import Transitions
 from storm_rl.gradients.importance_weights import effective_sample_size, per_step_weights, segment_weights
 from storm_rl.storm_plus_pg.actor import ActorOnStates, actor_on_states
@@ -29,6 +29,8 @@ from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
 
 # Parts of a rollout, each a run of one environment or of a few, whose gradients measure the noise.
 N_PARTS = 8
+# Nats of a step, by default, for a rollout of `ROLLOUT_TRANSITIONS`.
+KL_OF_ROLLOUT = 0.01
 
 
 class STORMPlusPG(CheckedOnPolicyAlgorithm):
@@ -60,8 +62,9 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of their classes.
         env: The environment, or the name of a registered one.
         learning_rate: Learning rate of the *critic's* Adam; a number or a schedule. The actor has none.
-        n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all.
-        reuse_rollouts: Number of recent rollouts that each update learns from.
+        n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all, and 16 at least.
+        reuse_rollouts: Number of recent rollouts that each update learns from. None: as many as make 2048 transitions,
+            one at least and four at most.
         critic_steps: Steps of the critic's optimizer after each rollout.
         batch_size: Minibatch size of the critic.
         gamma: Discount factor.
@@ -85,7 +88,8 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         cg_iterations: Conjugate-gradient iterations of one step.
         fisher_rollouts: Number of recent rollouts whose states the Fisher matrix covers.
         fisher_states: Number of states kept for it in all; bounds its memory.
-        max_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound.
+        max_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.01 for
+            every 512 transitions of a rollout, at least 0.01 and at most 0.04: larger rollouts are less noisy.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) in place of Gaussian noise, for Box actions.
             None: for every Box action space.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
@@ -116,7 +120,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
-        reuse_rollouts: int = 4,
+        reuse_rollouts: int | None = None,
         critic_steps: int = 160,
         batch_size: int = 128,
         gamma: float = 0.99,
@@ -134,7 +138,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         cg_iterations: int = 10,
         fisher_rollouts: int = 8,
         fisher_states: int = 1024,
-        max_kl: float | None = 0.01,
+        max_kl: float | Literal["auto"] | None = "auto",
         use_sde: bool | None = None,
         sde_sample_freq: int = 32,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -152,7 +156,6 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
-            transitions_per_rollout=512,
             reuse_rollouts=reuse_rollouts,
             gamma=gamma,
             gae_lambda=gae_lambda,
@@ -193,15 +196,19 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
             self._setup_model()
 
     def _check_arguments(self) -> None:
-        for name in ("reuse_rollouts", "critic_steps", "batch_size", "cg_iterations", "fisher_rollouts"):
+        for name in ("critic_steps", "batch_size", "cg_iterations", "fisher_rollouts"):
             setattr(self, name, check_integer(name, getattr(self, name), 1))
         for name in ("gamma", "gae_lambda", "momentum_floor"):
             check_range(name, getattr(self, name), 0.0, 1.0)
         if not isinstance(self.momentum, str):
             check_range("momentum", self.momentum, 0.0, 1.0, low_included=False)
-        for name in ("max_weight", "max_kl"):
-            if getattr(self, name) is not None:
-                check_range(f"{name} (None for no bound)", getattr(self, name), 0.0, low_included=False)
+        if self.reuse_rollouts is not None:
+            self.reuse_rollouts = check_integer("reuse_rollouts", self.reuse_rollouts, 1)
+        if self.max_weight is not None:
+            check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
+        if self.max_kl is not None and self.max_kl != "auto":
+            check_range('max_kl ("auto", or None for no bound)', self.max_kl, 0.0, low_included=False)
+            self.max_kl = float(self.max_kl)
         check_range("advantage_floor", self.advantage_floor, 0.0, 1.0)
         check_range("ent_coef", self.ent_coef, -1e6, 1e6)
         check_integer("fisher_states", self.fisher_states, 1)
@@ -219,6 +226,9 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.max_kl == "auto":
+            rollouts = self.n_steps * self.n_envs / ROLLOUT_TRANSITIONS
+            self.max_kl = KL_OF_ROLLOUT * min(4.0, max(1.0, rollouts))
         self.recursion = PolicyRecursion(self.momentum, self.momentum_floor, self.corrected)
         self.step_metric: Metric = (
             FisherMetric(self.damping, self.cg_iterations, self.fisher_rollouts, self.fisher_states)
@@ -272,7 +282,7 @@ class STORMPlusPG(CheckedOnPolicyAlgorithm):
         direction_square = float(proposal.direction.dot(natural_direction))
         _check_finite("the actor's step", natural_direction)
         step_size = recursion.accept(proposal, direction_square, theta)
-        if self.max_kl is not None and self.metric == "fisher" and direction_square > 0.0:
+        if isinstance(self.max_kl, float) and self.metric == "fisher" and direction_square > 0.0:
             # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
             step_size = min(step_size, (2.0 * self.max_kl / direction_square) ** 0.5)
 

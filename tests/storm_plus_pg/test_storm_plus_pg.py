@@ -29,9 +29,19 @@ def test_defaults_solve_cartpole_within_20000_steps() -> None:
     assert mean >= 475.0
 
 
-def test_default_rollout_has_512_transitions_whatever_the_number_of_environments() -> None:
-    for n_envs, n_steps in ((1, 512), (8, 64), (24, 22)):
-        assert STORMPlusPG("MlpPolicy", make_vec_env("CartPole-v1", n_envs=n_envs), device="cpu").n_steps == n_steps
+def test_defaults_follow_the_number_of_environments_and_the_rollout() -> None:
+    def resolved(n_envs: int, **arguments: Any) -> tuple[Any, ...]:
+        model = STORMPlusPG("MlpPolicy", make_vec_env("CartPole-v1", n_envs), device="cpu", **arguments)
+        return model.n_steps, model.reuse_rollouts, model.window.size, model.max_kl
+
+    for n_envs, n_steps in ((1, 512), (8, 64), (24, 22), (32, 16)):
+        assert resolved(n_envs) == (n_steps, 4, 4, pytest.approx(0.01, rel=0.04))
+    assert resolved(64) == (16, 2, 2, pytest.approx(0.02))
+    assert resolved(128) == (16, 1, 1, pytest.approx(0.04))
+    assert resolved(8, n_steps=4096) == (4096, 1, 1, pytest.approx(0.04))
+    assert resolved(8, n_steps=8) == (8, 4, 4, 0.01)
+    assert resolved(64, reuse_rollouts=3, max_kl=0.5) == (16, 3, 3, 0.5)
+    assert resolved(64, max_kl=None) == (16, 2, 2, None)
 
 
 def test_every_documented_scalar_reaches_tensorboard_with_the_last_update(tmp_path: Path) -> None:
@@ -181,7 +191,7 @@ def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"gamma": 1.5}, "gamma must be a number in"),
         ({"gae_lambda": -0.1}, "gae_lambda must be a number in"),
         ({"advantage_floor": -0.1}, "advantage_floor must be a number in"),
-        ({"max_kl": 0.0}, r"max_kl .*must be greater than 0"),
+        ({"max_kl": 0.0}, r"max_kl .*\"auto\".*must be greater than 0"),
         ({"max_weight": -1.0}, r"max_weight .*must be greater than 0"),
         ({"metric": "manhattan"}, "manhattan"),
         ({"weights": "episode"}, "weights must be .*'episode'"),
