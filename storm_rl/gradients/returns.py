@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from storm_rl.gradients.importance_weights import check_mask, masked
+from storm_rl.gradients.importance_weights import check_mask, check_padded, masked
 
 Baseline = Literal["none", "average", "leave_one_out", "state_value"]
 """How the mean of a return is subtracted from it.
@@ -61,6 +61,7 @@ def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     Raises:
         ValueError: If shapes differ, the mask leaves nothing, or ``gamma`` is outside [0, 1].
     """
+    check_padded("rewards", rewards)
     check_mask(mask, rewards)
     discount_factors(0, gamma, rewards)
     rewards = masked(rewards.detach(), mask)
@@ -92,6 +93,7 @@ def reinforce_advantages(
         ValueError: As `monte_carlo_returns`; for another shape of ``weights``; for
             ``baseline="state_value"``.
     """
+    check_padded("rewards", rewards)
     check_mask(mask, rewards)
     check_baseline(baseline)
     if baseline == "state_value":
@@ -122,8 +124,7 @@ def gpomdp_advantages(
 
     It is the estimate :math:`\sum_h w_h \gamma^h r_h \sum_{k \le h} \nabla \log \pi_k` with its sums
     exchanged: a reward concerns the actions up to it only. The baseline is one of the step, ``b_k``, and
-        carries the weight of
-    the prefix that ends with the action, so that it adds nothing in expectation.
+    carries the weight of the prefix that ends with the action, so that it adds nothing in expectation.
 
     Args:
         rewards: Shape ``(n_episodes, n_steps)``.
@@ -138,6 +139,7 @@ def gpomdp_advantages(
         ValueError: As `monte_carlo_returns`; for other shapes; if ``values`` and ``baseline`` do not go
             together.
     """
+    check_padded("rewards", rewards)
     check_mask(mask, rewards)
     check_baseline(baseline)
     factors = discount_factors(rewards.shape[1], gamma, rewards)
@@ -179,6 +181,7 @@ def generalised_advantages(
     Raises:
         ValueError: As `monte_carlo_returns`; if ``gae_lambda`` is outside [0, 1]; for other shapes.
     """
+    check_padded("rewards", rewards)
     check_mask(mask, rewards)
     check_mask(mask, values)
     discount_factors(0, gamma, rewards)
