@@ -67,6 +67,23 @@ def test_sampled_return_of_the_environment_is_the_exact_objective() -> None:
     assert abs(np.mean(returns) - mdp.objective(logits_of(mdp)).item()) < 4 * error
 
 
+def test_sampled_return_of_the_linear_quadratic_environment_is_the_exact_objective() -> None:
+    task = double_integrator(horizon=5)
+    env, generator = LinearQuadraticEnv(task), np.random.default_rng(0)
+    gain, log_std = torch.tensor([[-1.0, -0.8]], dtype=torch.float64), torch.tensor(-0.5, dtype=torch.float64)
+    returns = []
+    for episode in range(4000):
+        state, _ = env.reset(seed=0 if episode == 0 else None)
+        total, factor, done = 0.0, 1.0, False
+        while not done:
+            action = gain.numpy() @ state + np.exp(-0.5) * generator.standard_normal(1)
+            state, reward, done, _, _ = env.step(action)
+            total, factor = total + factor * reward, factor * task.gamma
+        returns.append(total)
+    error = np.std(returns) / np.sqrt(len(returns))
+    assert abs(np.mean(returns) - task.objective(gain, log_std).item()) < 4 * error
+
+
 def test_linear_quadratic_gradient_agrees_with_score_function_sampling() -> None:
     task = double_integrator(horizon=5)
     gain, log_std = torch.tensor([[-1.0, -0.8]], dtype=torch.float64), torch.tensor(-0.5, dtype=torch.float64)
