@@ -62,6 +62,7 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
     - *Time limits* end an episode like any other end: the objective is the return up to the limit, and nothing is
       bootstrapped there, because the estimators are unbiased for this objective only. An environment without an end
       needs a time limit.
+    - *Baseline*: by default the mean over the batch's other episodes, unbiased; the papers have none or a constant.
     - *Discount*: the estimates keep the factor ``gamma^h`` that the gradient of ``J`` has.
     - *Observations* are standardised by running statistics inside the policy (``policy_kwargs=
       dict(normalize_observations=False)`` turns that off). They move between batches only, and the second batch is
