@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from envs.mdps import EnumerableEnv, slippery_cliff
 from storm_rl.common.trajectories import TrajectoryBatch
 from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
 from storm_rl.defpg import DEFPG
@@ -116,6 +118,30 @@ def test_every_episode_of_every_batch_is_whole(n_envs: int) -> None:
         assert batch.observations.flatten().tolist() == [
             float(step) for length in batch.mask.sum(1).tolist() for step in range(length)
         ]
+
+
+def test_return_and_length_of_sampled_episodes_are_exact_on_average() -> None:
+    """Short and long episodes, and environments that idle: no length is favoured. Tolerance four standard errors."""
+    mdp = slippery_cliff()
+    model = build(GPOMDP, make_vec_env(lambda: EnumerableEnv(mdp), 4, seed=0), gamma=mdp.gamma)
+    model.learn(1)
+    with torch.no_grad():
+        logits = model.policy.get_distribution(torch.arange(mdp.n_states)).distribution.logits.double()  # type: ignore
+    everything = mdp.trajectories()
+    law, factors = mdp.probabilities(logits, everything), mdp.gamma ** torch.arange(mdp.horizon)
+    returns, lengths = [], []
+    callback = CallbackList([])
+    callback.init_callback(model)
+    for _ in range(300):
+        assert model.collect_trajectories(callback, 5)
+        batch = model._batch
+        returns.append((batch.rewards * factors[: batch.rewards.shape[1]]).sum(1).mean())
+        lengths.append(batch.mask.sum(1).double().mean())
+    for found, exact in (
+        (torch.stack(returns), mdp.objective(logits)),
+        (torch.stack(lengths), (law * everything.mask.sum(1)).sum()),
+    ):
+        assert abs(found.mean() - exact) < 4 * found.std() / len(found) ** 0.5
 
 
 @pytest.mark.parametrize("algorithm", ANCHORED)
