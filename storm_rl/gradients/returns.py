@@ -108,8 +108,7 @@ def reinforce_advantages(
     discounted = masked(rewards.detach(), mask) * discount_factors(rewards.shape[1], gamma, rewards)
     weights = weights.detach()[:, None]
     returns = weights * discounted.sum(dim=1, keepdim=True)
-    alive = torch.ones_like(returns, dtype=torch.bool)
-    advantages = returns - weights * _batch_baseline(returns, weights, alive, baseline)
+    advantages = returns - weights * _batch_baseline(returns, weights, baseline)
     return masked(advantages.expand_as(rewards), mask)
 
 
@@ -150,7 +149,7 @@ def gpomdp_advantages(
     if (values is None) == (baseline == "state_value"):
         raise ValueError(f"values are needed for baseline='state_value' and only there; baseline is {baseline!r}")
     if values is None:
-        expected = _batch_baseline(to_go, weights, mask, baseline)
+        expected = _batch_baseline(to_go, weights, baseline)
     else:
         check_mask(mask, values)
         expected = masked(values.detach(), mask) * factors
@@ -218,16 +217,16 @@ def _broadcast_weights(weights: Tensor | None, rewards: Tensor, mask: Tensor) ->
     return masked(weights.detach(), mask)
 
 
-def _batch_baseline(weighted_returns: Tensor, weights: Tensor, alive: Tensor, baseline: Baseline) -> Tensor:
-    """The target policy's mean return over the episodes alive at each step: sum of w G over sum of w."""
+def _batch_baseline(weighted_returns: Tensor, weights: Tensor, baseline: Baseline) -> Tensor:
+    """The target policy's mean return over the episodes alive at each step: sum of w G over sum of w.
+
+    Both are 0 where an episode has ended.
+    """
     if baseline == "none":
         return torch.zeros_like(weighted_returns)
-    returns, weights = masked(weighted_returns, alive), masked(weights, alive)
-    total, count = returns.sum(dim=0, keepdim=True), weights.sum(dim=0, keepdim=True)
+    total, count = weighted_returns.sum(dim=0, keepdim=True), weights.sum(dim=0, keepdim=True)
     if baseline == "leave_one_out":
-        total, count = total - returns, count - weights
-        # The subtraction leaves rounding error, not 0, where nobody else is alive.
-        lonely = alive.sum(dim=0, keepdim=True) <= 1
-        count = masked(count.expand_as(returns), ~lonely.expand_as(returns))
+        # Exactly 0 where nobody else is alive.
+        total, count = total - weighted_returns, count - weights
     usable = count > 0
     return torch.where(usable, total / torch.where(usable, count, torch.ones_like(count)), 0.0)
