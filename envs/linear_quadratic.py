@@ -92,8 +92,7 @@ class LinearQuadraticEnv(gym.Env[Array, Array]):
     """The task as a gymnasium environment with unbounded observations and actions bounded by ``max_action``.
 
     The exact objective knows no bound, so a bound must be far out if the two are compared. Reaching the
-    horizon
-    terminates: it belongs to the objective.
+    horizon terminates: it belongs to the objective.
 
     Args:
         task: The matrices.

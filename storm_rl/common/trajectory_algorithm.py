@@ -62,10 +62,13 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
     - *Time limits* end an episode like any other end: the objective is the return up to the limit, and nothing is
       bootstrapped there, because the estimators are unbiased for this objective only. An environment without an end
       needs a time limit.
+    - *Baseline*: by default the mean over the batch's other episodes, unbiased; the papers have none or a constant.
     - *Discount*: the estimates keep the factor ``gamma^h`` that the gradient of ``J`` has.
     - *Observations* are standardised by running statistics inside the policy (``policy_kwargs=
       dict(normalize_observations=False)`` turns that off). They move between batches only, and the second batch is
       a large one in any case, because the first statistics change the policy at a leap.
+    - *Another task*: ``set_env`` restarts the recursion, whose remembered gradient is of the old one. ``load(path,
+      env=...)`` takes the environment to be the one of the saved run, and continues.
     - *Rewards* enter as they are; Adam does not care for their scale.
     - gSDE is not offered: its noise is shared by the steps of an episode, whose weights would not be products.
 

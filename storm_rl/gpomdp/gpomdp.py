@@ -25,6 +25,9 @@ class GPOMDP(TrajectoryAlgorithm):
 
     with a baseline; REINFORCE sums all rewards of the episode in place of those to come.
 
+    Departures from the papers: Adam in place of a constant step; a leave-one-out baseline by default, where theirs is
+    none or a constant.
+
     See `storm_rl.common.trajectory_algorithm.TrajectoryAlgorithm` for batches of episodes, time limits, the discount,
     and for the arguments that all of the family share.
 

@@ -67,9 +67,10 @@ def per_decision_weights(
         behaviour_log_prob: ``log mu(a|s)``, the same shape.
         mask: Boolean, the same shape; the weight is 0 where it is false.
         truncation: The largest weight; larger ones become it. None: no bound.
-        self_normalise: Divide the weights of each step by their mean over *all* episodes. An episode that has
-            ended stays in that mean with its last weight, as an episode in an absorbing state would; leaving
-            it out would also divide by the probability of being alive.
+        self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so
+            that they cannot overflow. An episode that has ended stays in that mean with its last weight, as an
+            episode in an absorbing state would; leaving it out would also divide by the probability of being
+            alive.
 
     Returns:
         The weights, shape ``(n_episodes, n_steps)``, detached.
@@ -77,9 +78,9 @@ def per_decision_weights(
     Raises:
         ValueError: As `per_step_weights`; also if self-normalisation meets a step whose weights are all 0.
     """
+    check_padded("log-probabilities", target_log_prob)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).cumsum(dim=1)
-    weights = _exponentiate(log_weights, truncation)
-    return masked(_self_normalised(weights) if self_normalise else weights, mask)
+    return masked(_exponentiate(log_weights, truncation, self_normalise), mask)
 
 
 def trajectory_weights(
@@ -94,9 +95,9 @@ def trajectory_weights(
 
     Args and errors are those of `per_decision_weights`.
     """
+    check_padded("log-probabilities", target_log_prob)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).sum(dim=1)
-    weights = _exponentiate(log_weights, truncation)
-    return _self_normalised(weights) if self_normalise else weights
+    return _exponentiate(log_weights, truncation, self_normalise)
 
 
 def segment_weights(
@@ -171,6 +172,7 @@ def mixture_weights(
         ValueError: As `per_decision_weights`; also if ``proportions`` are not a distribution over the
             behaviours.
     """
+    check_padded("log-probabilities", target_log_prob)
     _check_proportions(proportions, behaviour_log_probs)
     # A mixture is one behaviour policy whose log-density is a log-sum-exp: relative to the target it reads
     # -log w = logsumexp_j(log p_j + sum_h (log mu_j - log pi)), which stays in range however long the
@@ -179,8 +181,7 @@ def mixture_weights(
     log_products = log_ratios.cumsum(dim=2) if per_decision else log_ratios.sum(dim=2)
     log_shares = proportions.detach().to(log_products.dtype).log()
     log_shares = log_shares.reshape(-1, *[1] * (log_products.dim() - 1))
-    weights = _exponentiate(-torch.logsumexp(log_shares + log_products, dim=0), truncation)
-    weights = _self_normalised(weights) if self_normalise else weights
+    weights = _exponentiate(-torch.logsumexp(log_shares + log_products, dim=0), truncation, self_normalise)
     return masked(weights, mask) if per_decision else weights
 
 
@@ -244,6 +245,15 @@ def effective_sample_size(weights: Tensor, mask: Tensor | None = None) -> Tensor
     return scaled.sum().square() / scaled.square().sum()
 
 
+def check_padded(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless ``values`` are floating-point numbers of shape ``(n_episodes, n_steps)``."""
+    if values.dim() != 2 or not values.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating-point, one number a step, of shape (n_episodes, n_steps); got {values.dtype} "
+            f"of shape {tuple(values.shape)}"
+        )
+
+
 def check_mask(mask: Tensor, values: Tensor) -> None:
     """Raise ``ValueError`` unless ``mask`` is boolean, of the shape of ``values``, and true somewhere."""
     if mask.dtype != torch.bool:
@@ -282,23 +292,27 @@ def _check_proportions(proportions: Tensor, behaviour_log_probs: Tensor) -> None
         raise ValueError(f"proportions must be non-negative with sum 1, got {proportions.tolist()}")
 
 
-def _self_normalised(weights: Tensor) -> Tensor:
-    """Divide by the mean over episodes (dimension 0), of each step where there are steps."""
-    mean = weights.mean(dim=0, keepdim=True)
-    if not bool((mean > 0).all()):
-        raise ValueError("cannot self-normalise: all weights of a step are 0, the policies have nothing in common")
-    return weights / mean
+def _exponentiate(log_weights: Tensor, truncation: float | None, self_normalise: bool = False) -> Tensor:
+    """``exp``, bounded by ``truncation`` if there is one, or a clear error in place of inf and NaN.
 
-
-def _exponentiate(log_weights: Tensor, truncation: float | None) -> Tensor:
-    """``exp``, bounded by ``truncation`` if there is one, or a clear error in place of inf and NaN."""
+    Self-normalised, divided by the mean over episodes (dimension 0), the weights are at most their number: the
+    division comes before the exponential, so that nothing can overflow.
+    """
     if truncation is not None:
         if not truncation > 0.0:
             raise ValueError(f"truncation must be positive (the largest weight allowed), got {truncation}")
         log_weights = log_weights.clamp(max=math.log(truncation))
+    if self_normalise:
+        log_total = torch.logsumexp(log_weights, dim=0, keepdim=True)
+        if bool(torch.isneginf(log_total).any()):
+            raise ValueError("cannot self-normalise: all weights of a step are 0, the policies have nothing in common")
+        log_weights = log_weights - log_total + math.log(len(log_weights))
     weights = log_weights.exp()
     if bool(torch.isnan(weights).any()):
-        raise ValueError("a weight is NaN: a log-probability is NaN, or an action is impossible under both policies")
+        raise ValueError(
+            "a weight is NaN: a log-probability is NaN, or an action is impossible under both the target and a "
+            "behaviour policy"
+        )
     if bool(torch.isinf(weights).any()):
         raise ValueError(
             f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two "

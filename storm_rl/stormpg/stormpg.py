@@ -35,7 +35,7 @@ class STORMPG(TrajectoryAlgorithm):
         learning_rate: Of Adam.
         batch_size: N, episodes of a large batch.
         mini_batch_size: B, episodes of a small batch.
-        momentum: ``a`` in (0, 1]; 1 is GPOMDP with small batches.
+        momentum: ``a`` in [0, 1]; 1 is GPOMDP with small batches, 0 never forgets an error.
 
     The remaining arguments are those of the base class.
 

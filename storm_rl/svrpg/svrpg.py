@@ -67,10 +67,11 @@ class SVRPG(TrajectoryAlgorithm):
     self-normalised on demand; a critic is updated at snapshots only.
 
     Departures: the effective step size is the norm of Adam's step over that of its first moment, as in the authors'
-    code, where the paper says no more than "the step size proposed by Adam"; the paper's actor-only runs have no
-    baseline, here ``leave_one_out`` is the default, which is unbiased too; self-normalisation is by step for
-    per-decision weights; the critic, if there is one, is the policy's network and not a linear one. Departures from
-    the theory are the paper's own: Adam, an adaptive number of sub-iterations, the last iterate.
+    code, where the paper says no more than "the step size proposed by Adam"; both Adams have the ``beta_2`` of the
+    paper's table, .99, where the code has .999 for snapshots and mostly .9 for small batches; the paper's actor-only
+    runs have no baseline, here ``leave_one_out`` is the default, which is unbiased too; self-normalisation is by step
+    for per-decision weights; the critic, if there is one, is the policy's network and not a linear one. Departures
+    from the theory are the paper's own: Adam, an adaptive number of sub-iterations, the last iterate.
 
     See `storm_rl.common.trajectory_algorithm.TrajectoryAlgorithm` for batches of episodes, time limits, the discount,
     and for the arguments that all of the family share.

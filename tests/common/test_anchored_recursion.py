@@ -78,6 +78,13 @@ def test_pagepg_follows_its_coin() -> None:
         assert directions[t] == (plain if large[t] else directions[t - 1] + plain - gradient(t - 1, 10 + t))
 
 
+def test_pagepg_takes_large_batches_with_its_probability() -> None:
+    """Tolerance four standard errors."""
+    torch.manual_seed(0)
+    large = run(CoinRecursion(probability=0.2), 2001)[1][1:]
+    assert abs(sum(large) / 2000 - 0.2) < 4 * (0.2 * 0.8 / 2000) ** 0.5
+
+
 def test_gpomdp_remembers_nothing() -> None:
     directions, large = run(PlainGradient(), 3)
     assert large == [True] * 3

@@ -42,13 +42,14 @@ def test_more_environments_than_episodes_leaves_some_idle() -> None:
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_episodes_are_cut_out_of_the_vector_steps(as_dict: bool) -> None:
     recorder = EpisodeRecorder(n_envs=2, n_episodes=3)
-    observations = np.zeros((2, 1))
+    observations, actions, rewards = np.zeros((2, 1)), np.zeros(2, dtype=np.int64), np.zeros(2)
     for step in range(4):
-        observations[:] = [[step], [10 + step]]  # One array for all steps, as some VecEnvs have.
+        # One array for all steps, as some VecEnvs have.
+        observations[:], actions[:], rewards[:] = [[step], [10 + step]], [step, -step], [0.5, 1.0 + step]
         recorder.record(
             {"x": observations} if as_dict else observations,
-            np.array([step, -step]),
-            np.array([0.5, 1.0 + step]),
+            actions,
+            rewards,
             np.array([step == 2, step in (0, 3)]),
         )
     batch = recorder.batch(torch.device("cpu"))

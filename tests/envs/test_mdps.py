@@ -50,21 +50,41 @@ def test_environments_follow_gymnasium(env: gym.Env) -> None:
     check_env(env, skip_render_check=True)
 
 
-def test_sampled_return_of_the_environment_is_the_exact_objective() -> None:
+def test_sampled_return_and_length_of_the_environment_are_exact_on_average() -> None:
     mdp = slippery_cliff()
     env, generator = EnumerableEnv(mdp), np.random.default_rng(0)
     policy = torch.softmax(logits_of(mdp), dim=-1).numpy()
+    returns, lengths = [], []
+    for episode in range(4000):
+        state, _ = env.reset(seed=0 if episode == 0 else None)
+        total, length, done = 0.0, 0, False
+        while not done:
+            action = generator.choice(mdp.n_actions, p=policy[state])
+            state, reward, done, _, _ = env.step(action)
+            total, length = total + mdp.gamma**length * reward, length + 1
+        returns.append(total)
+        lengths.append(length)
+    everything = mdp.trajectories()
+    mean_length = (mdp.probabilities(logits_of(mdp), everything) * everything.mask.sum(1)).sum().item()
+    for found, exact in ((returns, mdp.objective(logits_of(mdp)).item()), (lengths, mean_length)):
+        assert abs(np.mean(found) - exact) < 4 * np.std(found) / np.sqrt(len(found))
+
+
+def test_sampled_return_of_the_linear_quadratic_environment_is_the_exact_objective() -> None:
+    task = double_integrator(horizon=5)
+    env, generator = LinearQuadraticEnv(task), np.random.default_rng(0)
+    gain, log_std = torch.tensor([[-1.0, -0.8]], dtype=torch.float64), torch.tensor(-0.5, dtype=torch.float64)
     returns = []
     for episode in range(4000):
         state, _ = env.reset(seed=0 if episode == 0 else None)
         total, factor, done = 0.0, 1.0, False
         while not done:
-            action = generator.choice(mdp.n_actions, p=policy[state])
+            action = gain.numpy() @ state + np.exp(-0.5) * generator.standard_normal(1)
             state, reward, done, _, _ = env.step(action)
-            total, factor = total + factor * reward, factor * mdp.gamma
+            total, factor = total + factor * reward, factor * task.gamma
         returns.append(total)
     error = np.std(returns) / np.sqrt(len(returns))
-    assert abs(np.mean(returns) - mdp.objective(logits_of(mdp)).item()) < 4 * error
+    assert abs(np.mean(returns) - task.objective(gain, log_std).item()) < 4 * error
 
 
 def test_linear_quadratic_gradient_agrees_with_score_function_sampling() -> None:

@@ -1,4 +1,7 @@
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -7,6 +10,9 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from experiments.studies import gradient_error
 from storm_rl.gpomdp import GPOMDP
+from storm_rl.gradients.importance_weights import per_decision_weights
+from storm_rl.gradients.returns import gpomdp_advantages
+from storm_rl.gradients.surrogates import pad, score_surrogate
 
 
 def test_small_study_writes_its_tables_and_its_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +34,51 @@ def test_small_study_writes_its_tables_and_its_plot(tmp_path: Path, monkeypatch:
     weights = pd.read_csv(tmp_path / "weights_CartPole-v1.csv")
     assert weights["effective"].between(0, 1 + 1e-6).all()
     assert (tmp_path / "gradient_error_CartPole-v1.png").exists()
+
+
+def test_estimate_at_another_point_is_weighted_from_the_policy_that_sampled_to_it() -> None:
+    model = GPOMDP("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), batch_size=2, seed=0).learn(1)
+    batch = gradient_error.collect(model, 3)
+    here = {name: values.clone() for name, values in model._law.point().items()}
+    there = {name: values + 0.05 * torch.ones_like(values).cumsum(0) for name, values in here.items()}
+    found = gradient_error.estimate(model, batch, [here, there])
+    leaves = {name: there[name].clone().requires_grad_(True) for name in model._law.actor_names}
+    target = pad(model._law.at({**there, **leaves}, batch.observations, batch.actions).double(), batch.mask)
+    behaviour = pad(model._law(batch.observations, batch.actions).double(), batch.mask)
+    weights = per_decision_weights(target, behaviour, batch.mask)
+    advantages = gpomdp_advantages(batch.rewards, batch.mask, model.gamma, "leave_one_out", weights)
+    expected = torch.autograd.grad(score_surrogate(target, advantages, batch.mask), list(leaves.values()))
+    for name, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(found["weighted"][0][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_each_recursion_of_the_study_is_corrected_at_its_own_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are numbers here: g_t = 2^t, 0.1 at the step before and 0.01 at the start of the path."""
+    times = itertools.count()
+
+    def estimate(model: object, batch: object, points: list[Any], only_gpomdp: bool = False) -> dict[str, Any]:
+        time = 0.0 if only_gpomdp else 2.0 ** next(times)
+        weighted = [{"w": torch.tensor(value)} for value in (0.1, 0.01)]
+        return {**{name: {"w": torch.tensor(time)} for name in ("gpomdp", "reinforce", "gae")}, "weighted": weighted}
+
+    batch = SimpleNamespace(rewards=torch.rand(2, 3), mask=torch.ones(2, 3, dtype=torch.bool))
+    model = SimpleNamespace(_law=SimpleNamespace(point=lambda: {"w": torch.zeros(())}), gamma=1.0)
+    for name, replacement in (
+        ("N_STEPS", 2),
+        ("MEASURED_AT", (2,)),
+        ("estimate", estimate),
+        ("collect", lambda *_: batch),
+        ("make_step", lambda *_: None),
+        ("weight_rows", lambda *_: []),
+        ("weights_of", lambda *_: []),
+        ("compare", lambda found, _: {"found": found["w"].item()}),
+    ):
+        monkeypatch.setattr(gradient_error, name, replacement)
+    found = {row["estimator"]: row["found"] for row in gradient_error.walk(model, 1e-3, 20)[0]}  # type: ignore[arg-type]
+    assert found["gpomdp"] == 4.0
+    assert found["svrpg"] == pytest.approx(1 + 4 - 0.01)
+    assert found["srvrpg"] == pytest.approx((1 + 2 - 0.1) + 4 - 0.1)
+    assert found["storm"] == pytest.approx(4 + 0.7 * (2 + 0.7 * (1 - 0.1) - 0.1))
 
 
 def test_a_step_has_the_kl_that_was_asked_for() -> None:

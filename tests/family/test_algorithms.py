@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from envs.mdps import EnumerableEnv, slippery_cliff
+from storm_rl.common.trajectories import TrajectoryBatch
 from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
 from storm_rl.defpg import DEFPG
 from storm_rl.gpomdp import GPOMDP
@@ -68,11 +73,97 @@ def test_names_in_tensorboard_and_the_last_update_is_among_them(tmp_path: Path) 
 
 
 def test_training_statistics_count_each_episode_of_a_batch_once() -> None:
-    env = make_vec_env("CartPole-v1", 3, seed=0)
-    model = build(GPOMDP, env, batch_size=5).learn(1)
-    assert len(model.ep_info_buffer) == model.n_episodes == 5  # type: ignore[arg-type]
-    model.learn(1, reset_num_timesteps=False)
-    assert model.n_episodes in (5, 10)
+    """Of the eight environments six idle, and end episodes that are not the batch's."""
+    env = make_vec_env("CartPole-v1", 8, seed=0)
+    model = build(GPOMDP, env, batch_size=2).learn(1)
+    assert model.num_timesteps == 8 * model._batch.mask.shape[1]
+    lengths = [info["l"] for info in model.ep_info_buffer]  # type: ignore[union-attr]
+    assert sorted(lengths) == sorted(model._batch.mask.sum(1).tolist())
+    assert model.n_episodes == 2
+
+
+class Clock(RandomEnv):
+    """The observation is the number of steps since the reset."""
+
+    def __init__(self) -> None:
+        super().__init__(observation_space=spaces.Box(0.0, np.inf, (1,), np.float32))
+        self.time = 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        super().reset(**kwargs)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return np.full(1, self.time, np.float32), *super().step(action)[1:]
+
+
+@pytest.mark.parametrize("n_envs", [1, 3, 6])
+def test_every_episode_of_every_batch_is_whole(n_envs: int) -> None:
+    """Also where the batch before left environments in the middle of an episode."""
+    model = build(GPOMDP, make_vec_env(Clock, n_envs, seed=0))
+    batches: list[TrajectoryBatch] = []
+    train = model.train
+
+    def recording() -> None:
+        batches.append(model._batch)
+        train()
+
+    model.train = recording  # type: ignore[method-assign]
+    model.learn(500)
+    assert len(batches) > 5
+    for batch in batches:
+        assert isinstance(batch.observations, torch.Tensor)
+        assert batch.observations.flatten().tolist() == [
+            float(step) for length in batch.mask.sum(1).tolist() for step in range(length)
+        ]
+
+
+def test_return_and_length_of_sampled_episodes_are_exact_on_average() -> None:
+    """Short and long episodes, and environments that idle: no length is favoured. Tolerance four standard errors."""
+    mdp = slippery_cliff()
+    model = build(GPOMDP, make_vec_env(lambda: EnumerableEnv(mdp), 4, seed=0), gamma=mdp.gamma)
+    model.learn(1)
+    with torch.no_grad():
+        logits = model.policy.get_distribution(torch.arange(mdp.n_states)).distribution.logits.double()  # type: ignore
+    everything = mdp.trajectories()
+    law, factors = mdp.probabilities(logits, everything), mdp.gamma ** torch.arange(mdp.horizon)
+    returns, lengths = [], []
+    callback = CallbackList([])
+    callback.init_callback(model)
+    for _ in range(300):
+        assert model.collect_trajectories(callback, 5)
+        batch = model._batch
+        returns.append((batch.rewards * factors[: batch.rewards.shape[1]]).sum(1).mean())
+        lengths.append(batch.mask.sum(1).double().mean())
+    for found, exact in (
+        (torch.stack(returns), mdp.objective(logits)),
+        (torch.stack(lengths), (law * everything.mask.sum(1)).sum()),
+    ):
+        assert abs(found.mean() - exact) < 4 * found.std() / len(found) ** 0.5
+
+
+@pytest.mark.parametrize("algorithm", ANCHORED)
+def test_second_batch_is_large_since_the_first_statistics_change_the_policy_at_a_leap(
+    algorithm: type[TrajectoryAlgorithm],
+) -> None:
+    for normalises in (True, False):
+        model = build(algorithm, policy_kwargs={"normalize_observations": normalises})
+        model.learn(1)
+        assert model._n_updates == 1
+        assert (model.recursion.anchor is None) is normalises
+
+
+def test_an_anchor_stays_the_policy_that_it_was_when_the_statistics_move() -> None:
+    model = build(STORMPG).learn(300)
+    assert model.recursion.anchor is not None
+    observations, actions = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])
+    before = model._law.at(model.recursion.anchor, observations, actions)
+    current = model._law(observations, actions)
+    model.policy.update_observation_statistics(10.0 * torch.randn(1000, 4))  # type: ignore[operator]
+    assert torch.equal(model._law.at(model.recursion.anchor, observations, actions), before)
+    assert not torch.allclose(model._law(observations, actions), current)
 
 
 def test_an_episode_without_end_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ from storm_rl.common.anchored_recursion import Vector
 from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
 from storm_rl.defpg import DEFPG
 from storm_rl.gpomdp import GPOMDP
-from storm_rl.gradients.importance_weights import per_decision_weights
+from storm_rl.gradients.importance_weights import per_decision_weights, trajectory_weights
+from storm_rl.gradients.returns import gpomdp_advantages
+from storm_rl.gradients.surrogates import pad
 from storm_rl.pagepg import PAGEPG
 from storm_rl.srvrpg import SRVRPG
 from storm_rl.stormpg import STORMPG
@@ -97,17 +99,14 @@ def naive_gradient(at: Recorded, policy: Any, behaviours: list[tuple[float, Any]
 def make(algorithm: type[TrajectoryAlgorithm], **arguments: Any) -> TrajectoryAlgorithm:
     env = make_vec_env(lambda: EnumerableEnv(slippery_cliff()), 2, seed=0)
     sizes: dict[str, Any] = {"batch_size": 5} if algorithm is GPOMDP else {"batch_size": 5, "mini_batch_size": 3}
-    return algorithm(
-        "MlpPolicy",
-        env,
-        learning_rate=0.05,
-        gamma=GAMMA,
-        baseline="none",
-        seed=0,
-        policy_kwargs={"net_arch": [8]},
-        **sizes,
-        **arguments,
-    )
+    defaults: dict[str, Any] = {
+        "learning_rate": 0.05,
+        "gamma": GAMMA,
+        "baseline": "none",
+        "seed": 0,
+        "policy_kwargs": {"net_arch": [8]},
+    }
+    return algorithm("MlpPolicy", env, **{**defaults, **sizes, **arguments})
 
 
 REINFORCE = {"estimator": "reinforce", "weights": "trajectory"}
@@ -191,6 +190,75 @@ def test_defpg_without_defence_has_the_weights_of_pagepg() -> None:
     assert previous is not None
     torch.testing.assert_close(previous, plain)
     torch.testing.assert_close(current, model._batch.mask.double())
+
+
+def test_defpg_gives_the_anchor_its_share_of_small_batches_only() -> None:
+    """Tolerance four standard errors."""
+    model = make(DEFPG, defensive=0.3)
+    assert not model._draw_sources(1000).any()
+    model.recursion.large_batch = False
+    assert abs(model._draw_sources(10_000).mean() - 0.3) < 4 * (0.3 * 0.7 / 10_000) ** 0.5
+
+
+def test_options_of_the_weights_reach_them() -> None:
+    bounded, normalised = make(SVRPG, weight_truncation=1.1), make(SVRPG, weights="trajectory", self_normalise=True)
+    for model in (bounded, normalised):
+        record(model, 1)
+    mask = bounded._batch.mask
+    both = torch.log(torch.rand(2, *mask.shape, dtype=torch.float64))
+    plain, weights = bounded._importance_weights(both)
+    assert plain is None
+    assert weights is not None
+    torch.testing.assert_close(weights, per_decision_weights(both[1], both[0], mask).clamp(max=1.1))
+    mask = normalised._batch.mask
+    both = torch.log(torch.rand(2, *mask.shape, dtype=torch.float64))
+    weights = normalised._importance_weights(both)[1]
+    assert weights is not None
+    unnormalised = trajectory_weights(both[1], both[0], mask)
+    torch.testing.assert_close(weights, unnormalised / unnormalised.mean())
+
+
+@pytest.mark.parametrize("baseline", ["average", "leave_one_out", "state_value"])
+def test_baselines_are_those_asked_for_and_the_critic_has_not_seen_the_batch(baseline: Any) -> None:
+    """The policy was copied before its step and before the critic's fit, which the values must precede."""
+    for update in record(make(GPOMDP, baseline=baseline), 3):
+        batch, values = update.batch, None
+        if baseline == "state_value":
+            values = pad(update.policy.predict_values(batch.observations).flatten().double(), batch.mask)
+        advantages = gpomdp_advantages(batch.rewards, batch.mask, GAMMA, baseline, values=values)[batch.mask]
+        score = log_prob(update.policy, batch.observations, batch.actions)  # type: ignore[arg-type]
+        parameters = dict(update.policy.named_parameters())
+        gradients = torch.autograd.grad(
+            (score * advantages).sum() / len(batch.mask),
+            [parameters[name.removeprefix("policy.")] for name in update.names],
+        )
+        close(update.direction, torch.cat([gradient.flatten().double() for gradient in gradients]))
+
+
+def test_the_critic_learns_the_mean_discounted_return_of_each_state() -> None:
+    """Least squares on states, which are categories here, has that solution."""
+    model = make(GPOMDP, baseline="state_value", batch_size=20, critic_epochs=500, critic_learning_rate=0.01)
+    record(model, 1)
+    batch = model._batch
+    assert isinstance(batch.observations, Tensor)
+    episodes = [rewards[mask].tolist() for rewards, mask in zip(batch.rewards, batch.mask, strict=True)]
+    returns = torch.tensor(
+        [sum(GAMMA**h * r for h, r in enumerate(rewards[k:])) for rewards in episodes for k in range(len(rewards))]
+    )
+    for state in set(batch.observations.tolist()):
+        expected, found = (
+            returns[batch.observations == state].mean(),
+            model.policy.predict_values(torch.tensor([state])),
+        )
+        torch.testing.assert_close(found.squeeze(), expected, atol=0.03, rtol=0.0)
+
+
+def test_svrpg_fits_its_critic_at_snapshots_only() -> None:
+    updates = record(make(SVRPG, baseline="state_value", max_sub_iterations=2), 8)
+    assert {update.large for update in updates[:-1]} == {True, False}
+    for update, after in itertools.pairwise(updates):
+        values = [each.policy.predict_values(torch.arange(3)) for each in (update, after)]
+        assert torch.equal(*values) is not update.large
 
 
 def test_episodes_of_the_anchor_are_played_by_the_anchor() -> None:

@@ -55,6 +55,19 @@ def test_self_normalisation_keeps_ended_episodes_in_the_mean() -> None:
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("log_weight", [700.0, 1e5])
+def test_self_normalised_weights_do_not_overflow_where_plain_ones_or_their_sum_do(log_weight: float) -> None:
+    target = torch.tensor([[log_weight], [log_weight + 1.0]] * 1000, dtype=torch.float64)
+    behaviour = torch.zeros_like(target)
+    expected = torch.tensor([[2.0], [2.0 * torch.e]], dtype=torch.float64) / (1.0 + torch.e)
+    for weights in (
+        per_decision_weights(target, behaviour, self_normalise=True),
+        trajectory_weights(target, behaviour, self_normalise=True)[:, None],
+        mixture_weights(target, behaviour[None], torch.ones(1), self_normalise=True)[:, None],
+    ):
+        torch.testing.assert_close(weights[:2], expected)
+
+
 def test_truncation_bounds_even_what_would_overflow() -> None:
     far, near = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 0.5]])
     weights = per_step_weights(far, near, truncation=3.0)
@@ -77,6 +90,17 @@ def test_overflow_nan_and_shapes_are_clear_errors(form) -> None:
         form(near, near, mask=torch.ones(1, 2))
     with pytest.raises(ValueError, match="truncation must be positive"):
         form(near, near, truncation=0.0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
+def test_products_over_the_wrong_dimension_are_refused(shape: tuple[int, ...]) -> None:
+    """For instance one log-probability a dimension of the action, not yet summed."""
+    log_prob = torch.zeros(shape)
+    for form in (per_decision_weights, trajectory_weights):
+        with pytest.raises(ValueError, match=r"shape \(n_episodes, n_steps\); got torch\.float32"):
+            form(log_prob, log_prob)
+    with pytest.raises(ValueError, match=r"\(n_episodes, n_steps\)"):
+        mixture_weights(log_prob, log_prob[None], torch.ones(1))
 
 
 def test_an_action_the_target_never_takes_has_weight_zero() -> None:

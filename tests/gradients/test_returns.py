@@ -7,7 +7,7 @@ from storm_rl.gradients.returns import (
     monte_carlo_returns,
     reinforce_advantages,
 )
-from storm_rl.gradients.surrogates import pad, score_surrogate
+from storm_rl.gradients.surrogates import actor_critic_surrogate, pad, score_surrogate
 
 REWARDS = torch.tensor([[1.0, 2.0, 4.0], [3.0, 9.0, 9.0]])
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -45,6 +45,8 @@ def test_gae_at_its_two_ends() -> None:
     monte_carlo = generalised_advantages(REWARDS, MASK, values, 0.5, 1.0)
     expected = torch.where(MASK, monte_carlo_returns(REWARDS, MASK, 0.5) - values, 0.0)
     torch.testing.assert_close(monte_carlo, expected)
+    cut_off = generalised_advantages(REWARDS, MASK, values, 0.5, 1.0, final)
+    assert (cut_off - monte_carlo).tolist() == [[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]]
 
 
 def test_gae_agrees_with_stable_baselines() -> None:
@@ -84,6 +86,17 @@ def test_bad_input_is_refused(estimate) -> None:
         estimate(REWARDS, MASK, 0.9, "state_value")
     with pytest.raises(ValueError, match="false everywhere"):
         estimate(REWARDS, torch.zeros_like(MASK), 0.9)
+    with pytest.raises(ValueError, match=r"rewards must be floating-point.*torch\.int64"):
+        estimate(REWARDS.long(), MASK, 0.9)
+    with pytest.raises(ValueError, match=r"\(n_episodes, n_steps\).*\(3,\)"):
+        estimate(REWARDS[0], MASK[0], 0.9)
+
+
+def test_no_gradient_flows_through_advantages() -> None:
+    log_prob, advantages = torch.zeros_like(REWARDS, requires_grad=True), REWARDS.clone().requires_grad_(True)
+    for surrogate in (score_surrogate, actor_critic_surrogate):
+        surrogate(log_prob, advantages, MASK).backward()
+    assert advantages.grad is None
 
 
 def test_padding_places_values_and_passes_gradients() -> None:

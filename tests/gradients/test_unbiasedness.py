@@ -16,6 +16,7 @@ from storm_rl.gradients.importance_weights import (
 )
 from storm_rl.gradients.returns import (
     Baseline,
+    discount_factors,
     generalised_advantages,
     gpomdp_advantages,
     monte_carlo_returns,
@@ -57,8 +58,9 @@ def expectation(mdp: EnumerableMDP, at: Tensor, sampled_by: Tensor, estimate: Es
 
 
 def expectation_over_pairs(mdp: EnumerableMDP, at: Tensor, sampled_by: Tensor, estimate: Estimate) -> Tensor:
+    """As `expectation`, over pairs of independent trajectories."""
     everything = mdp.trajectories()
-    law = mdp.probabilities(sampled_by, everything)
+    law = sampled_by if sampled_by.dim() == 1 else mdp.probabilities(sampled_by, everything)
     logits = at.clone().requires_grad_(True)
     total = torch.zeros((), dtype=torch.float64)
     for i in range(len(law)):
@@ -108,8 +110,17 @@ def test_leave_one_out_baseline_is_unbiased_with_and_without_weights(
     def plain(log_prob: Tensor, t: Trajectories) -> Tensor:
         return surrogate(log_prob, t.rewards, t.mask, mdp.gamma, "leave_one_out")
 
+    def defensive(log_prob: Tensor, t: Trajectories) -> Tensor:
+        per_decision = surrogate is gpomdp_surrogate
+        both = mdp.log_prob(current, t), mdp.log_prob(old, t)
+        weights = defensive_weights(log_prob, *both, 0.3, t.mask, per_decision)
+        return surrogate(log_prob, t.rewards, t.mask, mdp.gamma, "leave_one_out", weights)
+
     torch.testing.assert_close(expectation_over_pairs(mdp, old, old, plain), mdp.gradient(old), **EXACT)
     torch.testing.assert_close(expectation_over_pairs(mdp, old, current, weighted), mdp.gradient(old), **EXACT)
+    laws = [mdp.probabilities(policy, mdp.trajectories()) for policy in (current, old)]
+    mixture = 0.7 * laws[0] + 0.3 * laws[1]
+    torch.testing.assert_close(expectation_over_pairs(mdp, old, mixture, defensive), mdp.gradient(old), **EXACT)
 
 
 def test_average_baseline_shrinks_the_gradient_by_exactly_one_over_n() -> None:
@@ -181,6 +192,60 @@ def relative_bias(mdp: EnumerableMDP, found: Tensor, theta: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
+def exact_values(mdp: EnumerableMDP, logits: Tensor, trajectories: Trajectories) -> Tensor:
+    """Of the states at their times, since the horizon is finite; by backward induction."""
+    policy, values = torch.softmax(logits, dim=-1), torch.zeros(mdp.n_states, dtype=torch.float64)
+    by_time = []
+    for _ in range(mdp.horizon):
+        targets = (mdp.transitions * (mdp.rewards + mdp.gamma * values)).sum(-1)
+        values = torch.where(mdp.terminal, 0.0, (policy * targets).sum(-1))
+        by_time.append(values)
+    times = torch.arange(mdp.horizon).expand_as(trajectories.states)
+    return torch.stack(by_time[::-1])[times, trajectories.states]
+
+
+def discounted_gae(mdp: EnumerableMDP, t: Trajectories, values: Tensor, gae_lambda: float) -> Tensor:
+    advantages = generalised_advantages(t.rewards, t.mask, values, mdp.gamma, gae_lambda)
+    return advantages * discount_factors(mdp.horizon, mdp.gamma, advantages)
+
+
+@pytest.mark.parametrize("mdp", MDPS)
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 1.0])
+def test_gae_with_exact_values_is_unbiased_for_every_lambda(mdp: EnumerableMDP, gae_lambda: float) -> None:
+    """Once the discount of the step's own time is put back; for lambda 1 any values will do."""
+    theta = logits_of(mdp, 0)
+
+    def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
+        values = state_values(mdp, t) if gae_lambda == 1.0 else exact_values(mdp, theta, t)
+        return score_surrogate(log_prob, discounted_gae(mdp, t, values, gae_lambda), t.mask)
+
+    torch.testing.assert_close(expectation(mdp, theta, theta, estimate), mdp.gradient(theta), **EXACT)
+
+
+@pytest.mark.parametrize(("gae_lambda", "bias"), [(0.95, 0.078), (0.5, 0.62), (0.0, 0.96)])
+def test_bias_of_gae_without_a_critic_is_what_the_documentation_says(gae_lambda: float, bias: float) -> None:
+    mdp = slippery_cliff()
+    theta = logits_of(mdp, 0)
+
+    def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
+        return score_surrogate(log_prob, discounted_gae(mdp, t, torch.zeros_like(t.rewards), gae_lambda), t.mask)
+
+    found = relative_bias(mdp, expectation(mdp, theta, theta, estimate), theta)
+    assert found == pytest.approx(bias, rel=0.03)
+
+
+def test_bias_of_the_average_baseline_with_early_ends_is_what_the_documentation_says() -> None:
+    mdp = slippery_cliff(horizon=3)
+    theta = logits_of(mdp, 0)
+    found = expectation_over_pairs(
+        mdp,
+        theta,
+        theta,
+        lambda log_prob, t: gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, "average"),
+    )
+    assert relative_bias(mdp, found, theta) == pytest.approx(0.5014, abs=1e-4)
+
+
 BIAS = {
     ("per step", 0.05): 0.0029,
     ("per step", 1.0): 0.053,
@@ -208,12 +273,11 @@ def test_bias_of_the_biased_forms_is_what_the_documentation_says(form: str, dist
         return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
 
     expect = expectation_over_pairs if form.startswith("self") else expectation
-    exact = mdp.gradient(old)
-    bias = float((expect(mdp, old, current, estimate) - exact).norm() / exact.norm())
+    bias = relative_bias(mdp, expect(mdp, old, current, estimate), old)
     assert bias == pytest.approx(BIAS[form, distance], rel=0.03)
 
 
-def test_actor_critic_with_exact_values_and_lambda_one_is_the_undiscounted_step_gradient() -> None:
+def test_actor_critic_with_any_values_and_lambda_one_is_the_undiscounted_step_gradient() -> None:
     """With gamma = 1 nothing is dropped, so the estimate is the exact gradient over the episode's length."""
     mdp = two_state(gamma=1.0)
     theta = logits_of(mdp, 0)
