@@ -198,7 +198,7 @@ def roots(blocks: Array, negligible: float = 1e-6) -> list[Array]:
             share of the largest entry.
 
     Returns:
-        Of the columns that are not 0, ``(n, k)`` each.
+        Of the columns that are not 0, or one that is, ``(n, k)`` each.
     """
     left = blocks.astype(np.float64)
     least = negligible * float(np.max(np.diagonal(left, axis1=1, axis2=2)))
@@ -213,4 +213,4 @@ def roots(blocks: Array, negligible: float = 1e-6) -> list[Array]:
         column = np.clip(column, -bound, bound)
         left -= column[:, :, None] * column[:, None, :]
         columns.append(column.astype(blocks.dtype))
-    return columns
+    return columns or [np.zeros_like(blocks[:, 0])]

@@ -40,6 +40,40 @@ def test_outputs_and_gradients_are_those_of_autograd(activation: type[nn.Module]
         assert_close(part, flat(expected))
 
 
+@pytest.mark.parametrize("last", [nn.Identity, nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_gradient_in_place_is_the_gradient(activation: type[nn.Module], last: type[nn.Module]) -> None:
+    _, plain = networks(activation)
+    network = DenseNetwork(plain.arrays, [*plain.activations[:-1], last])
+    layers, deltas = network.layers(7), network.layers(7)
+    for _ in range(2):  # The second time in the arrays of the first.
+        inputs, cotangent = torch.randn(7, 3).double().numpy(), torch.randn(7, 2).double().numpy()
+        values, expected = network.forward(inputs), np.zeros(network.n_parameters)
+        network.gradient(values, network.backward(network.slopes(values), cotangent), network.split(expected))
+
+        in_place, into = network.forward(inputs, layers), np.zeros(network.n_parameters)
+        for found, layer in zip(in_place, values, strict=True):
+            np.testing.assert_array_equal(found, layer)
+        network.gradient_in_place(in_place, cotangent.copy(), network.split(into), deltas)
+        np.testing.assert_allclose(into, expected, rtol=0, atol=1e-13)
+        assert in_place[0] is inputs
+
+
+def test_jacobian_of_combinations_of_the_outputs() -> None:
+    _, network = networks(nn.Tanh)
+    values = network.forward(torch.randn(7, 3).double().numpy())
+    combinations = [np.asarray(torch.randn(7, 2).double()) for _ in range(3)]
+    whole, combined = Jacobian(network, values), Jacobian(network, values, combinations)
+    direction, cotangent = torch.randn(network.n_parameters).double().numpy(), torch.randn(7, 3).double().numpy()
+    of_outputs = np.stack(combinations, axis=1)  # (n, r, k)
+    expected = np.einsum("nrk,nk->nr", of_outputs, whole.times(direction))
+    np.testing.assert_allclose(combined.times(direction), expected, atol=1e-13)
+    found, back = np.zeros((2, network.n_parameters))
+    combined.transposed_times(cotangent, found)
+    whole.transposed_times(np.einsum("nrk,nr->nk", of_outputs, cotangent), back)
+    np.testing.assert_allclose(found, back, atol=1e-13)
+
+
 @pytest.mark.parametrize("max_outputs", [2, 1], ids=["rows of the outputs", "passes through the network"])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_jacobian_products_are_those_of_autograd(

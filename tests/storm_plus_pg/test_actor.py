@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 
 from storm_rl.common.distributions import mean_kl
 from storm_rl.common.policies import StandardisedActorCriticPolicy
-from storm_rl.storm_plus_pg.actor import ActorOnStates, DenseActorOnStates, actor_on_states
+from storm_rl.storm_plus_pg.actor import ActorOnStates, DenseActorOnStates, actor_on_states, roots
 
 BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
 CASES = {
@@ -81,6 +81,41 @@ def test_fisher_products(actors: tuple[ActorOnStates, ActorOnStates]) -> None:
     for _ in range(2):
         vector = torch.randn(sum(parameter.numel() for parameter in plain.parameters))
         torch.testing.assert_close(fast_product(vector), product(vector), rtol=1e-4, atol=1e-4)
+
+
+def categorical_blocks(scale: float) -> np.ndarray:
+    logits = scale * torch.randn(200, 4)
+    logits[0], logits[1] = torch.tensor([0.0, -200.0, -200.0, -200.0]), torch.tensor([0.0, 0.0, -15.0, -16.0])
+    probabilities = torch.softmax(logits, dim=1)
+    blocks = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
+    return np.asarray(blocks)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_roots_of_a_categoricals_blocks_are_one_column_short(scale: float) -> None:
+    torch.manual_seed(0)
+    blocks = categorical_blocks(scale)
+    columns = roots(blocks)
+    assert len(columns) == 3
+    assert all(column.dtype == np.float32 for column in columns)
+    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-6)
+
+
+def test_roots_of_blocks_with_nothing_to_leave_out() -> None:
+    factors = np.random.default_rng(0).standard_normal((50, 3, 3))
+    blocks = factors @ factors.transpose(0, 2, 1)
+    columns = roots(blocks)
+    assert len(columns) == 3
+    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-12)
+
+
+def test_fisher_matrix_of_a_policy_that_has_become_deterministic_is_zero() -> None:
+    policy = StandardisedActorCriticPolicy(spaces.Box(-1, 1, (4,)), spaces.Discrete(3), lambda _: 1e-3)
+    with torch.no_grad():
+        policy.action_net.bias.copy_(torch.tensor([0.0, 500.0, 0.0]))
+    product = actor_on_states(policy, torch.randn(12, 4)).fisher_product()
+    vector = torch.randn(sum(parameter.numel() for parameter in policy.actor_parameters()))
+    assert torch.equal(product(vector), torch.zeros_like(vector))
 
 
 def test_other_policies_are_differentiated_by_autograd() -> None:
