@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from experiments.studies.throughput.configurations import Configuration
 from storm_rl import STORMPlusPG
@@ -217,7 +218,9 @@ def peak_mib() -> float:
 
 
 def machine(device: str) -> str:
-    """What the figures were measured on, in words."""
-    return (
-        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores, one used"
-    )
+    """What the figures were measured on, in words; on the CPU with the kernels of numpy's matrix products."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    kernels = [f"{library['internal_api']} for {library.get('architecture', 'any')}" for library in libraries]
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", "one used", *kernels])
