@@ -223,4 +223,4 @@ def machine(device: str) -> str:
         return torch.cuda.get_device_name()
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     kernels = [f"{library['internal_api']} for {library.get('architecture', 'any')}" for library in libraries]
-    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", "one used", *kernels])
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", "one used", *dict.fromkeys(kernels)])
