@@ -14,6 +14,13 @@ from envs.batched.gymnasium_vector import BatchedVectorEnv, make_vector_env
 from tests.envs.test_batched import N_ENVS, TERMINATES, actions_for
 
 
+@pytest.fixture(autouse=True)
+def gymnasiums_own_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RL Zoo, once imported anywhere in this process, puts a subclass with other flags and infos in its place."""
+    own = next(kind for kind in gym.wrappers.TimeLimit.__mro__ if kind.__module__.startswith("gymnasium."))
+    monkeypatch.setattr(gym.wrappers, "TimeLimit", own)
+
+
 def make_sync(env_id: str, n_envs: int = N_ENVS, **kwargs: Any) -> SyncVectorEnv:
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
     env = gym.make_vec(env_id, n_envs, vectorization_mode="sync", vector_kwargs=same_step, **kwargs)
