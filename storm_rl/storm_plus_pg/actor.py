@@ -201,14 +201,16 @@ def roots(blocks: Array, negligible: float = 1e-6) -> list[Array]:
         Of the columns that are not 0, or one that is, ``(n, k)`` each.
     """
     left = blocks.astype(np.float64)
-    least = negligible * float(np.max(np.diagonal(left, axis1=1, axis2=2)))
+    largest = np.max(np.diagonal(left, axis1=1, axis2=2), axis=1)
     columns = []
     for index in range(blocks.shape[1]):
         pivot = left[:, index, index]
-        if float(pivot.max()) <= least:
+        if float(pivot.max()) <= negligible * float(largest.max()):
             continue
-        column = left[:, :, index] / np.sqrt(np.maximum(pivot, np.finfo(np.float64).tiny))[:, None]
-        # A principal minor of a semidefinite block says so; with rounding, a pivot near 0 would not.
+        # Below, a pivot is what rounding left, and so is its column.
+        column = np.where((pivot > 1e-12 * largest)[:, None], left[:, :, index], 0.0)
+        column /= np.sqrt(np.maximum(pivot, np.finfo(np.float64).tiny))[:, None]
+        # As in a semidefinite block, whatever the rounding of a small pivot.
         bound = np.sqrt(np.maximum(np.diagonal(left, axis1=1, axis2=2), 0.0))
         column = np.clip(column, -bound, bound)
         left -= column[:, :, None] * column[:, None, :]

@@ -101,6 +101,13 @@ def test_roots_of_a_categoricals_blocks_are_one_column_short(scale: float) -> No
     np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-6)
 
 
+def test_roots_do_not_blow_up_what_rounding_left_of_a_pivot() -> None:
+    blocks = np.array([[[0.0, 1e-20, -1e-20], [1e-20, 0.5, 0.1], [-1e-20, 0.1, 0.5]]])
+    blocks = np.concatenate([blocks, [[[-1e-18, 1e-18, 0.0], [1e-18, 0.5, 0.1], [0.0, 0.1, 0.5]]], [np.eye(3)]])
+    columns = roots(blocks)
+    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-15)
+
+
 def test_roots_of_blocks_with_nothing_to_leave_out() -> None:
     factors = np.random.default_rng(0).standard_normal((50, 3, 3))
     blocks = factors @ factors.transpose(0, 2, 1)
