@@ -42,8 +42,8 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
         "## All configurations",
         _markdown(_configurations(medians)),
         "## How the time of one update grows",
-        "Exponent of a power law through the medians: 1 is proportional, 0 constant. An algorithm's update is of one "
-        "rollout, whose size is fixed (STORM+PG) or grows with the number of environments (the others).",
+        "Exponent of a power law through the medians: 1 is proportional, 0 constant. An update is of one rollout, "
+        "whose size grows with the number of environments, or (STORM+PG) of a window of rollouts, whose size stays.",
         _markdown(growth(first)),
     ]
     gradients = medians.dropna(subset=["gradient_ratio"]) if "gradient_ratio" in medians else medians.iloc[:0]
