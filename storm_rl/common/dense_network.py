@@ -34,7 +34,6 @@ class DenseNetwork:
         self._weights, self._biases = self.arrays[::2], self.arrays[1::2]
         self._activate = [_ACTIVATIONS[activation][0] for activation in activations]
         self._slope = [_ACTIVATIONS[activation][1] for activation in activations]
-        self._times_slope = [_ACTIVATIONS[activation][2] for activation in activations]
 
     @classmethod
     def of(cls, *modules: nn.Module) -> Self | None:
@@ -86,25 +85,31 @@ class DenseNetwork:
             values.append(layer)
         return values
 
-    def slopes(self, values: Sequence[Array]) -> list[Array | None]:
+    def slopes(self, values: Sequence[Array], into: Sequence[Array] | None = None) -> list[Array | None]:
         """Derivative of each layer's activation, ``(n, n_out)``; None where it is 1.
 
         Args:
             values: Of :meth:`forward`.
+            into: Of :meth:`layers`, takes the result; None: new arrays.
         """
-        return [slope(layer) for slope, layer in zip(self._slope, values[1:], strict=True)]
+        into = self.layers(len(values[0])) if into is None else into
+        return [slope(layer, out) for slope, layer, out in zip(self._slope, values[1:], into, strict=True)]
 
-    def backward(self, slopes: Sequence[Array | None], cotangent: Array) -> list[Array]:
+    def backward(
+        self, slopes: Sequence[Array | None], cotangent: Array, into: Sequence[Array] | None = None
+    ) -> list[Array]:
         """What arrives at the linear part of each layer, ``(n, n_out)`` each.
 
         Args:
             slopes: Of :meth:`slopes`.
             cotangent: Derivative of a scalar in the outputs, ``(n, n_out)`` of the last layer.
+            into: Of :meth:`layers`, takes the result; None: new arrays.
         """
-        delta = cotangent if slopes[-1] is None else cotangent * slopes[-1]
+        into = self.layers(len(cotangent)) if into is None else into
+        delta = cotangent if slopes[-1] is None else np.multiply(cotangent, slopes[-1], out=into[-1])
         deltas = [delta]
-        for weight, slope in zip(self._weights[:0:-1], slopes[-2::-1], strict=True):
-            delta = np.dot(delta, weight)
+        for weight, slope, out in zip(self._weights[:0:-1], slopes[-2::-1], into[-2::-1], strict=True):
+            delta = np.dot(delta, weight, out=out)
             if slope is not None:
                 delta *= slope
             deltas.append(delta)
@@ -128,27 +133,6 @@ class DenseNetwork:
             np.dot(arrived.T, values[index], out=into[2 * index])
             # The sum over rows; as a product it is ten times faster.
             np.dot(ones, arrived, out=into[2 * index + 1])
-
-    def gradient_in_place(
-        self, values: Sequence[Array], cotangent: Array, into: Sequence[Array], deltas: Sequence[Array]
-    ) -> None:
-        """:meth:`slopes`, :meth:`backward` and :meth:`gradient` in one pass without a new array.
-
-        Args:
-            values: Of :meth:`forward`; overwritten, but for the inputs.
-            cotangent: As of :meth:`backward`; overwritten where the last layer has an activation.
-            into: Takes the result: arrays in the parameters' shapes.
-            deltas: Of :meth:`layers`, to work in.
-        """
-        ones = np.ones(len(cotangent), dtype=cotangent.dtype)
-        delta = cotangent
-        for index in reversed(range(len(self._weights))):
-            # Nothing but its slope is needed of this layer's output any more.
-            self._times_slope[index](delta, values[index + 1])
-            np.dot(delta.T, values[index], out=into[2 * index])
-            np.dot(ones, delta, out=into[2 * index + 1])
-            if index > 0:
-                delta = np.dot(delta, self._weights[index], out=deltas[index - 1])
 
 
 class Jacobian:
@@ -241,38 +225,25 @@ def _tanh(layer: Array) -> None:
     np.tanh(layer, out=layer)
 
 
-def _tanh_slope(outputs: Array) -> Array:
-    slope = np.square(outputs)
-    np.subtract(1.0, slope, out=slope)
-    return slope
-
-
-def _times_tanh_slope(delta: Array, outputs: Array) -> None:
-    np.multiply(outputs, outputs, out=outputs)
-    np.subtract(1.0, outputs, out=outputs)
-    delta *= outputs
+def _tanh_slope(outputs: Array, out: Array) -> Array:
+    np.square(outputs, out=out)
+    np.subtract(1.0, out, out=out)
+    return out
 
 
 def _relu(layer: Array) -> None:
     np.maximum(layer, 0.0, out=layer)
 
 
-def _relu_slope(outputs: Array) -> Array:
-    return (outputs > 0.0).astype(outputs.dtype)
+def _relu_slope(outputs: Array, out: Array) -> Array:
+    np.greater(outputs, 0.0, out=out)
+    return out
 
 
-def _times_relu_slope(delta: Array, outputs: Array) -> None:
-    np.sign(outputs, out=outputs)
-    delta *= outputs
-
-
-_ACTIVATIONS: dict[
-    type[nn.Module],
-    tuple[Callable[[Array], None], Callable[[Array], Array | None], Callable[[Array, Array], None]],
-] = {
-    nn.Tanh: (_tanh, _tanh_slope, _times_tanh_slope),
-    nn.ReLU: (_relu, _relu_slope, _times_relu_slope),
-    nn.Identity: (lambda layer: None, lambda outputs: None, lambda delta, outputs: None),
+_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Array], None], Callable[[Array, Array], Array | None]]] = {
+    nn.Tanh: (_tanh, _tanh_slope),
+    nn.ReLU: (_relu, _relu_slope),
+    nn.Identity: (lambda layer: None, lambda outputs, out: None),
 }
-"""Of each activation: what puts it in the place of its argument; the derivative, from the activation's output; what
-multiplies its first argument by that, with the output overwritten."""
+"""Of each activation: what puts it in the place of its argument; the derivative, from the activation's output, in the
+second argument."""

@@ -80,7 +80,7 @@ def _fit_in_closed_form(
     # The kernel of torch's own fused Adam: what surrounds it there takes as long again.
     adam = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
     # Arrays to work in, for every size of minibatch.
-    spaces: dict[int, tuple[list[Array], list[Array]]] = {}
+    spaces: dict[int, list[list[Array]]] = {}
     losses = []
     with torch.no_grad():
         for indices in passes:
@@ -88,13 +88,13 @@ def _fit_in_closed_form(
             inputs, wanted, start = features[order], columns[order], 0
             for size in map(len, indices):
                 if size not in spaces:
-                    spaces[size] = (network.layers(size), network.layers(size))
-                layers, deltas = spaces[size]
+                    spaces[size] = [network.layers(size) for _ in range(3)]
+                layers, slopes, deltas = spaces[size]
                 values = network.forward(inputs[start : start + size], layers)
                 errors = np.subtract(values[-1], wanted[start : start + size], out=deltas[-1])
                 losses.append(float(np.vdot(errors, errors)) / size)
                 errors *= 2.0 / size
-                network.gradient_in_place(values, errors, into, deltas)
+                network.gradient(values, network.backward(network.slopes(values, slopes), errors, deltas), into)
                 n_steps += 1
                 adam(vectors[0], vectors[1], vectors[2], vectors[3], [], [n_steps], **settings)
                 start += size

@@ -42,10 +42,10 @@ def test_outputs_and_gradients_are_those_of_autograd(activation: type[nn.Module]
 
 @pytest.mark.parametrize("last", [nn.Identity, nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_gradient_in_place_is_the_gradient(activation: type[nn.Module], last: type[nn.Module]) -> None:
+def test_arrays_to_work_in_change_no_number(activation: type[nn.Module], last: type[nn.Module]) -> None:
     _, plain = networks(activation)
     network = DenseNetwork(plain.arrays, [*plain.activations[:-1], last])
-    layers, deltas = network.layers(7), network.layers(7)
+    layers, slopes, deltas = (network.layers(7) for _ in range(3))
     for _ in range(2):  # The second time in the arrays of the first.
         inputs, cotangent = torch.randn(7, 3).double().numpy(), torch.randn(7, 2).double().numpy()
         values, expected = network.forward(inputs), np.zeros(network.n_parameters)
@@ -54,7 +54,8 @@ def test_gradient_in_place_is_the_gradient(activation: type[nn.Module], last: ty
         in_place, into = network.forward(inputs, layers), np.zeros(network.n_parameters)
         for found, layer in zip(in_place, values, strict=True):
             np.testing.assert_array_equal(found, layer)
-        network.gradient_in_place(in_place, cotangent.copy(), network.split(into), deltas)
+        arrived = network.backward(network.slopes(in_place, slopes), cotangent, deltas)
+        network.gradient(in_place, arrived, network.split(into))
         np.testing.assert_allclose(into, expected, rtol=0, atol=1e-13)
         assert in_place[0] is inputs
 
