@@ -8,7 +8,6 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 from torch.nn.utils import parameters_to_vector
 
 from storm_rl import STORMPlusPG
@@ -86,21 +85,6 @@ def test_closed_form_and_autograd_train_the_same_model(task: str, monkeypatch: p
     slow = trained()
     assert not torch.equal(fast, slow)  # Rounding differs: the patch has had an effect.
     torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
-
-
-def test_numpy_uses_as_many_threads_as_torch_while_it_learns() -> None:
-    def threads() -> list[int]:
-        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-
-    before, n_threads, seen = threads(), torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(2, user_api="blas"):
-            small(make_vec_env("CartPole-v1", n_envs=2)).learn(64, callback=lambda *_: seen.append(threads()) is None)
-    finally:
-        torch.set_num_threads(n_threads)
-    assert seen[0] == [1 for _ in before]
-    assert threads() == before
 
 
 def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
