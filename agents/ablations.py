@@ -6,13 +6,13 @@ ABLATIONS: dict[str, str] = {
     "storm_plus_pg[momentum=0.3]": "STORM with constant a = 0.3",
     "storm_plus_pg[momentum='storm+']": "the paper's schedule of a, with the floor",
     "storm_plus_pg[momentum_floor=0.0]": "no floor under a",
-    "storm_plus_pg[weights='decision']": "weights per decision",
+    "storm_plus_pg[weights='per_decision']": "weights per decision",
     "storm_plus_pg[weights='trajectory']": "weights per trajectory",
     "storm_plus_pg[fisher_rollouts=1]": "Fisher matrix on the newest rollout's states alone",
     "storm_plus_pg[advantage_floor=0.0]": "plain standardisation of advantages",
     "storm_plus_pg[reuse_rollouts=1]": "the newest rollout alone",
-    "storm_plus_pg[metric='euclidean']": "Euclidean metric",
-    "storm_plus_pg[momentum='storm+',momentum_floor=0.0,metric='euclidean',max_kl=None,reuse_rollouts=1]": (
+    "storm_plus_pg[metric='euclidean',target_kl=None]": "Euclidean metric",
+    "storm_plus_pg[momentum='storm+',momentum_floor=0.0,metric='euclidean',target_kl=None,reuse_rollouts=1]": (
         "the paper's STORM+ as it stands"
     ),
 }

@@ -38,7 +38,7 @@ from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.trajectories import TrajectoryBatch
 from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
 from storm_rl.gpomdp import GPOMDP
-from storm_rl.gradients.importance_weights import effective_sample_size, per_decision_weights
+from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights
 from storm_rl.gradients.returns import (
     Baseline,
     discount_factors,

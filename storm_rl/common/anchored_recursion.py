@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storm_rl.common.arguments import check_range
+from storm_rl.common.checks import check_range
 from storm_rl.optim.recursion import recursive_direction
 
 Vector = dict[str, Tensor]

@@ -1,7 +1,7 @@
 """Actor-critic policies that carry their observation statistics and the scale of their values."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -18,7 +19,152 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from storm_rl.common.running_statistics import ObservationStatistics, StandardisedFeatures
+ObservationBatch = Tensor | dict[str, Tensor]
+
+
+def batch_size(observations: ObservationBatch) -> int:
+    """Number of observations."""
+    return len(_any_part(observations))
+
+
+def select(observations: ObservationBatch, index: Tensor) -> ObservationBatch:
+    """The rows ``index``, entry by entry for Dict observations."""
+    if isinstance(observations, dict):
+        return {key: part[index] for key, part in observations.items()}
+    return observations[index]
+
+
+def subsample(observations: ObservationBatch, size: int) -> ObservationBatch:
+    """At most ``size`` observations, drawn without replacement."""
+    available = batch_size(observations)
+    if available <= size:
+        return observations
+    return select(observations, torch.randperm(available)[:size].to(_any_part(observations).device))
+
+
+def concatenate(batches: list[ObservationBatch]) -> ObservationBatch:
+    """One batch after the other."""
+    dicts = [batch for batch in batches if isinstance(batch, dict)]
+    if dicts:
+        return {key: torch.cat([batch[key] for batch in dicts]) for key in dicts[0]}
+    return torch.cat([batch for batch in batches if not isinstance(batch, dict)])
+
+
+def _any_part(observations: ObservationBatch) -> Tensor:
+    return next(iter(observations.values())) if isinstance(observations, dict) else observations
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance of all samples seen so far, merged batch by batch.
+
+    Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983. The statistics are buffers in
+    float64: they are saved, loaded and moved with the module, and no optimiser touches them. Before the first
+    sample they are mean 0 and variance 1.
+
+    Args:
+        shape: Shape of one sample; ``()`` for scalars.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
+        self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, samples: Tensor) -> None:
+        """Add ``samples`` of shape ``(n, *shape)``."""
+        if samples.shape[0] == 0:
+            return
+        samples = samples.to(self.mean)
+        count = samples.shape[0]
+        mean = samples.mean(dim=0)
+        var = samples.var(dim=0, unbiased=False)
+        total = self.count + count
+        delta = mean - self.mean
+        # Before the first sample `count` is 0, and the initial mean and variance drop out of both lines.
+        merged = (self.var * self.count + var * count) / total + delta.square() * self.count * count / total**2
+        self.mean.add_(delta * count / total)
+        self.var.copy_(merged)
+        self.count.copy_(total)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, shape of one sample; never 0, so that it can divide."""
+        return (self.var + 1e-8).sqrt()
+
+
+class ObservationStatistics(nn.Module):
+    """Standardises observations by their running mean and standard deviation.
+
+    Only real-valued vectors are standardised: images are scaled by SB3 already, and Discrete, MultiDiscrete and
+    MultiBinary observations are one-hot or binary. In a Dict each entry is treated by its own kind.
+
+    Standardised values are clipped to ``[-clip, clip]``, as in SB3's ``VecNormalize`` (same default, 10).
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], clip: float = 10.0) -> None:
+        super().__init__()
+        self.clip = clip
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        self.running = nn.ModuleDict(
+            {
+                _module_key(key): RunningMeanStd(space.shape)
+                for key, space in parts.items()
+                if isinstance(space, spaces.Box) and not is_image_space(space)
+            }
+        )
+
+    def update(self, observations: Tensor | dict[str, Tensor]) -> None:
+        """Add a batch of raw observations, ``(n, *shape)``, or a dict of such batches."""
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        for key, batch in parts.items():
+            if _module_key(key) in self.running:
+                statistics = self.running[_module_key(key)]
+                assert isinstance(statistics, RunningMeanStd)
+                statistics.update(batch)
+
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The observations with every real-valued vector standardised; shapes and dtypes stay."""
+        if isinstance(observations, dict):
+            return {key: self._standardise(key, batch) for key, batch in observations.items()}
+        return self._standardise("", observations)
+
+    def _standardise(self, key: str, batch: Tensor) -> Tensor:
+        if _module_key(key) not in self.running:
+            return batch
+        statistics = self.running[_module_key(key)]
+        assert isinstance(statistics, RunningMeanStd)
+        # In the batch's own precision: float64 arithmetic on every acting step would cost more than the network.
+        mean, std = statistics.mean.to(batch.dtype), statistics.std.to(batch.dtype)
+        return ((batch - mean) / std).clamp(-self.clip, self.clip)
+
+
+def _module_key(key: str) -> str:
+    # ModuleDict keys may be neither empty nor hold dots; observation keys may do both.
+    return "obs_" + key.replace(".", "__")
+
+
+class StandardisedFeatures(BaseFeaturesExtractor):
+    """A features extractor that sees standardised observations.
+
+    SB3's policies preprocess an observation and hand it to their features extractor, on every path (acting,
+    values, evaluation, prediction); standardising here covers them all.
+    """
+
+    def __init__(self, statistics: ObservationStatistics, extractor: BaseFeaturesExtractor) -> None:
+        super().__init__(extractor._observation_space, extractor.features_dim)
+        self.statistics = statistics
+        self.extractor = extractor
+
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
+        """Features of shape ``(n, features_dim)``."""
+        features: Tensor = self.extractor(self.statistics(observations))
+        return features
 
 
 class ValueHead(nn.Module):
@@ -62,7 +208,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         log_std_init: Logarithm of the initial noise; None: 0, and -0.5 with ``use_sde``.
         share_features_extractor: True only for extractors without parameters; None: as SB3's default extractor,
             which only flattens, allows, and never for another.
-        features_extractor_class: Features extractor.
+        features_extractor_class: Features extractor; None: SB3's for the kind of observations.
         optimizer_class: The critic's optimizer.
         optimizer_kwargs: Its arguments; None: SB3's for Adam, in the fused form.
         **kwargs: Arguments of SB3's ``ActorCriticPolicy``.
@@ -70,6 +216,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     Raises:
         ValueError: ``share_features_extractor=True`` with an extractor that has parameters.
     """
+
+    default_features_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
     def __init__(
         self,
@@ -80,12 +228,13 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         use_sde: bool = False,
         log_std_init: float | None = None,
         share_features_extractor: bool | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.normalize_observations = normalize_observations
+        features_extractor_class = features_extractor_class or self.default_features_extractor
         if log_std_init is None:
             # gSDE's noise adds up over the features: at 0 it would saturate most bounded actions.
             log_std_init = -0.5 if use_sde else 0.0
@@ -202,33 +351,13 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
 class StandardisedActorCriticCnnPolicy(StandardisedActorCriticPolicy):
     """:class:`StandardisedActorCriticPolicy` for images: ``NatureCNN`` features."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )
+    default_features_extractor = NatureCNN
 
 
 class StandardisedMultiInputActorCriticPolicy(StandardisedActorCriticPolicy):
     """:class:`StandardisedActorCriticPolicy` for Dict observations: SB3's ``CombinedExtractor``."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )
+    default_features_extractor = CombinedExtractor
 
 
 POLICY_ALIASES: dict[str, type[BasePolicy]] = {
@@ -261,11 +390,3 @@ def _unique_parameters(modules: list[nn.Module]) -> Iterator[nn.Parameter]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield parameter
-
-
-__all__ = [
-    "StandardisedActorCriticCnnPolicy",
-    "StandardisedActorCriticPolicy",
-    "StandardisedMultiInputActorCriticPolicy",
-    "ValueHead",
-]

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Normal
 
-from storm_rl.common.arguments import check_integer, check_learning_rate, check_range
+from storm_rl.common.checks import check_integer, check_learning_rate, check_range
 from storm_rl.common.environment_state import environment_state, restore_environment
 from storm_rl.common.model_file import ModelPath, add_run_state, read_model, write_atomically
 from storm_rl.common.policies import (

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from storm_rl.common.observations import ObservationBatch
+from storm_rl.common.policies import ObservationBatch
 from storm_rl.gradients.surrogates import pad
 
 

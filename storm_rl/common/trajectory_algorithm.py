@@ -19,17 +19,22 @@ from torch import Tensor, nn
 
 from storm_rl.common.action_law import ActionLaw
 from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
-from storm_rl.common.arguments import check_integer, check_range
-from storm_rl.common.faults import acting, all_or_nothing, check_policy_outputs, check_transition
-from storm_rl.common.observations import ObservationBatch, select
-from storm_rl.common.policies import StandardisedActorCriticPolicy, environment_actions
-from storm_rl.common.resumable_algorithm import ResumableAlgorithm
-from storm_rl.common.trajectories import EpisodeRecorder, TrajectoryBatch
-from storm_rl.gradients.importance_weights import (
+from storm_rl.common.checks import (
+    acting,
+    all_or_nothing,
+    check_integer,
+    check_policy_outputs,
+    check_range,
+    check_transition,
+)
+from storm_rl.common.importance_weights import (
     effective_sample_size,
     per_decision_weights,
     trajectory_weights,
 )
+from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy, environment_actions, select
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm
+from storm_rl.common.trajectories import EpisodeRecorder, TrajectoryBatch
 from storm_rl.gradients.returns import (
     Baseline,
     check_baseline,

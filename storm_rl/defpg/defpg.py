@@ -10,9 +10,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
-from storm_rl.common.arguments import check_range
+from storm_rl.common.checks import check_range
+from storm_rl.common.importance_weights import defensive_weights
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
-from storm_rl.gradients.importance_weights import defensive_weights
 from storm_rl.gradients.returns import Baseline
 from storm_rl.pagepg.pagepg import CoinRecursion
 

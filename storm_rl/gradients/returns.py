@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from storm_rl.gradients.importance_weights import check_mask, check_padded, masked
+from storm_rl.common.importance_weights import check_mask, check_padded, masked
 
 Baseline = Literal["none", "average", "leave_one_out", "state_value"]
 """How the mean of a return is subtracted from it.

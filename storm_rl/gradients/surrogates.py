@@ -14,7 +14,7 @@ false.
 import torch
 from torch import Tensor
 
-from storm_rl.gradients.importance_weights import check_mask, masked
+from storm_rl.common.importance_weights import check_mask, masked
 from storm_rl.gradients.returns import Baseline, gpomdp_advantages, reinforce_advantages
 
 

@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from storm_rl.common.anchored_recursion import AnchoredRecursion
-from storm_rl.common.arguments import check_range
+from storm_rl.common.checks import check_range
 from storm_rl.common.trajectory_algorithm import Estimator, TrajectoryAlgorithm
 from storm_rl.gradients.returns import Baseline
 

@@ -1,6 +1,9 @@
 """STORM+ policy gradient."""
 
-from storm_rl.storm_plus_pg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from storm_rl.common.policies import StandardisedActorCriticCnnPolicy as CnnPolicy
+from storm_rl.common.policies import StandardisedActorCriticPolicy as MlpPolicy
+from storm_rl.common.policies import StandardisedMultiInputActorCriticPolicy as MultiInputPolicy
 from storm_rl.storm_plus_pg.storm_plus_pg import STORMPlusPG
+from storm_rl.storm_plus_pg.variants import PAPER, STORMPlusPGVariant
 
-__all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy", "STORMPlusPG"]
+__all__ = ["PAPER", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "STORMPlusPG", "STORMPlusPGVariant"]

@@ -1,47 +1,16 @@
-"""The metric in which a direction is measured and stepped along: Euclidean, or the policy's Fisher matrix."""
+r"""The metric in which a direction is measured and stepped along: the policy's Fisher matrix, damped."""
 
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
+from stable_baselines3.common.distributions import Distribution, kl_divergence
 from torch import Tensor
 
-from storm_rl.common.observations import ObservationBatch, concatenate, subsample
-from storm_rl.common.policies import StandardisedActorCriticPolicy
-from storm_rl.gradients.fisher import conjugate_gradient
-from storm_rl.storm_plus_pg.actor import actor_on_states
+from storm_rl.common.policies import ObservationBatch, concatenate, subsample
 
-
-class Metric(Protocol):
-    """What the agent needs of a metric ``M``: states to measure it on, and ``M^{-1} d``."""
-
-    def remember(self, observations: ObservationBatch) -> None:
-        """Take the states of a new rollout into the metric."""
-
-    def inverse_product(self, policy: StandardisedActorCriticPolicy, direction: Tensor) -> Tensor:
-        """``M^{-1} d`` at the policy's current parameters, flat."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is remembered, as tensors."""
-
-    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Restore what :meth:`state_dict` gave."""
-
-
-class EuclideanMetric:
-    """``M = I``: STORM+ as in the paper."""
-
-    def remember(self, observations: ObservationBatch) -> None:
-        """Nothing to remember."""
-
-    def inverse_product(self, policy: StandardisedActorCriticPolicy, direction: Tensor) -> Tensor:
-        """``d`` itself."""
-        return direction
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Nothing to restore."""
+Product = Callable[[Tensor], Tensor]
+"""A symmetric matrix as its product with a flat vector."""
 
 
 class FisherMetric:
@@ -52,15 +21,15 @@ class FisherMetric:
 
     Args:
         damping: :math:`\lambda`.
-        n_iterations: Conjugate-gradient iterations of one inverse product.
+        max_steps: Conjugate-gradient iterations of one inverse product.
         n_rollouts: Number of recent rollouts whose states are kept.
         max_states: Number of states kept in all, an equal share of each rollout. Memory is bounded by this many
             observations.
     """
 
-    def __init__(self, damping: float, n_iterations: int, n_rollouts: int, max_states: int) -> None:
+    def __init__(self, damping: float, max_steps: int, n_rollouts: int, max_states: int) -> None:
         self.damping = damping
-        self.n_iterations = n_iterations
+        self.max_steps = max_steps
         self.n_rollouts = n_rollouts
         self.max_states = max_states
         self.rollouts: list[ObservationBatch] = []
@@ -71,10 +40,16 @@ class FisherMetric:
         share = self.max_states // len(self.rollouts)
         self.rollouts = [subsample(rollout, share) for rollout in self.rollouts]
 
-    def inverse_product(self, policy: StandardisedActorCriticPolicy, direction: Tensor) -> Tensor:
-        r""":math:`(F + \lambda I)^{-1} d` by conjugate gradients at the policy's current parameters."""
-        product = actor_on_states(policy, concatenate(self.rollouts)).fisher_product()
-        return conjugate_gradient(lambda vector: product(vector) + self.damping * vector, direction, self.n_iterations)
+    @property
+    def states(self) -> ObservationBatch:
+        """The states that the Fisher matrix is averaged over."""
+        return concatenate(self.rollouts)
+
+    def inverse_product(self, fisher_product: Product, direction: Tensor) -> Tensor:
+        r""":math:`(F + \lambda I)^{-1} d` by conjugate gradients."""
+        return conjugate_gradient(
+            lambda vector: fisher_product(vector) + self.damping * vector, direction, self.max_steps
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The remembered states."""
@@ -83,3 +58,62 @@ class FisherMetric:
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore the remembered states."""
         self.rollouts = list(state["rollouts"])
+
+
+def mean_kl(old: Distribution, new: Distribution) -> Tensor:
+    """Mean over states of KL(old || new), in nats, summed over action dimensions; a scalar."""
+    divergence = kl_divergence(old, new)
+    return divergence.reshape(divergence.shape[0], -1).sum(dim=1).mean()
+
+
+def fisher_vector_product(kl: Tensor, parameters: Sequence[Tensor]) -> Product:
+    r"""The map :math:`v \mapsto F v` for the Fisher matrix of a policy.
+
+    The Hessian of :math:`KL(\pi_{\theta_0} || \pi_\theta)` in :math:`\theta`, at :math:`\theta = \theta_0`, is the
+    Fisher matrix (Schulman et al., "Trust Region Policy Optimization", 2015, appendix C), so one differentiation
+    of the KL's gradient along :math:`v` gives the product.
+
+    Args:
+        kl: Scalar KL between the policy at fixed parameters and at ``parameters``, at the same point, with graph.
+        parameters: The parameters, in the order in which ``v`` is laid out.
+    """
+    gradients = torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True)
+    flat_gradient = torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    def product(vector: Tensor) -> Tensor:
+        products = torch.autograd.grad(
+            flat_gradient, parameters, grad_outputs=vector, retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([part.reshape(-1) for part in products])
+
+    return product
+
+
+def conjugate_gradient(product: Product, target: Tensor, max_steps: int, tolerance: float = 1e-10) -> Tensor:
+    r"""Solve ``A x = b`` for a symmetric positive definite ``A``.
+
+    Hestenes and Stiefel, 1952. Stopped early, the iterate still satisfies :math:`b^T x > 0`, so that it stays a
+    direction of ascent for ``b``.
+
+    Args:
+        product: ``v -> A v``.
+        target: ``b``, a flat vector.
+        max_steps: Number of products at most.
+        tolerance: Stop once ``||b - A x||^2 <= tolerance * ||b||^2``.
+    """
+    solution = torch.zeros_like(target)
+    residual = target.clone()
+    direction = residual.clone()
+    residual_square = residual.dot(residual)
+    threshold = tolerance * residual_square
+    for _ in range(max_steps):
+        if residual_square <= threshold:
+            break
+        image = product(direction)
+        step = residual_square / direction.dot(image)
+        solution += step * direction
+        residual -= step * image
+        new_square = residual.dot(residual)
+        direction = residual + (new_square / residual_square) * direction
+        residual_square = new_square
+    return solution

@@ -1,6 +1,6 @@
 """The recursion over policy gradients: what is remembered between two updates, and how strongly."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,19 +17,22 @@ Momentum = Literal["measured", "storm+"] | float
 # Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
 # of the error is a small difference of large numbers.
 ERROR_SMOOTHING = 0.8
-
-
-class Proposal(NamedTuple):
-    """What one update would take: ``g_t`` and ``d_t``, flat, ``a_t``, and the running error ratio behind it."""
-
-    gradient: Tensor
-    direction: Tensor
-    momentum: float
-    error_ratio: float
+# A measured momentum may be 0, and the step size divides by it.
+LEAST_DIVISOR = 1e-3
 
 
 class PolicyRecursion:
-    r"""``d_t``, ``a_t`` and ``eta_t`` for flat policy gradients (equations in :mod:`storm_rl.optim.recursion`).
+    r"""``d_t``, ``a_t`` and ``eta_t`` for flat policy gradients.
+
+    .. math::
+        d_t &= g_t + (1 - a_t) (d_{t-1} - g'_t), \qquad d_1 = g_1 \\
+        \eta_t &= \Big( \sum_{i \le t} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
+
+    with :math:`g'_t` the gradient at the previous parameters on the data of :math:`g_t`, and :math:`M` the metric of
+    the step, in which :math:`\eta_t` has no unit. The paper (see :mod:`storm_rl.optim.recursion`) has :math:`M = I`
+    and :math:`b_i = a_{i+1}`, and so has ``momentum="storm+"`` (there :math:`a_{i+1}` is bounded by the floor). A
+    measured :math:`a_{i+1}` is not known yet when step :math:`i` is taken: there
+    :math:`b_i = \max(a_i, 10^{-3})`. A constant momentum has :math:`b_i = a`.
 
     Gradients come as those of ``k`` independent parts of the rollout, ``(k, n)``; their mean is ``g_t``.
 
@@ -39,14 +42,16 @@ class PolicyRecursion:
             et al. 2020); 1 forgets the past.
         momentum_floor: Lower bound of a scheduled or measured ``a_t``, in [0, 1]; 0 leaves the paper as it is.
 
-        corrected: False leaves the gradient difference out: plain momentum ``d_t = a_t g_t + (1 - a_t) d_{t-1}``,
-            for comparison.
+    Attributes:
+        direction: ``d_t`` of the last update; None before the first.
+        previous_parameters: ``theta_t`` of the last update, flat.
+        momentum: ``a_t`` of the last update; 1 before the first.
 
     Raises:
         ValueError: A momentum or floor outside its range.
     """
 
-    def __init__(self, momentum: Momentum, momentum_floor: float, corrected: bool = True) -> None:
+    def __init__(self, momentum: Momentum, momentum_floor: float) -> None:
         known = momentum in ("measured", "storm+") if isinstance(momentum, str) else 0.0 < momentum <= 1.0
         if not known:
             raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {momentum!r}')
@@ -54,7 +59,6 @@ class PolicyRecursion:
             raise ValueError(f"momentum_floor must lie in [0, 1], got {momentum_floor!r}")
         self.rule = momentum
         self.momentum_floor = momentum_floor
-        self.corrected = corrected
         self.direction: Tensor | None = None
         self.previous_parameters: Tensor | None = None
         self.momentum = 1.0
@@ -74,10 +78,8 @@ class PolicyRecursion:
             return max(self.momentum_floor, storm_plus_momentum(self.sum_squared_gradients))
         return float(self.rule) if self.direction is not None else 1.0
 
-    def propose(self, gradients: Tensor, gradients_at_previous: Tensor | None, overlap: float = 0.0) -> Proposal:
-        """``d_t`` and ``a_t`` from the parts of ``g_t`` and of the weighted gradient at the previous parameters.
-
-        Changes nothing; :meth:`accept` does.
+    def next_direction(self, gradients: Tensor, gradients_at_previous: Tensor | None, overlap: float = 0.0) -> Tensor:
+        """Set ``a_t`` and ``d_t`` from the parts of ``g_t`` and of ``g'_t``; gives ``d_t``.
 
         Args:
             gradients: Parts of ``g_t``, ``(k, n)``.
@@ -86,20 +88,36 @@ class PolicyRecursion:
             overlap: Share of the transitions that the previous direction has already used.
         """
         gradient = gradients.mean(dim=0)
-        if self.direction is None or gradients_at_previous is None:
-            return Proposal(gradient, gradient, 1.0, self.error_ratio)
-        momentum, error_ratio = self.scheduled_momentum, self.error_ratio
-        if self.rule == "measured":
-            momentum, error_ratio = self._measured_momentum(self.direction, gradients, gradients_at_previous, overlap)
-        # With g_t in the place of g'_t the recursion is plain momentum.
-        reference = gradients_at_previous.mean(dim=0) if self.corrected else gradient
-        (direction,) = recursive_direction([gradient], [self.direction], [reference], momentum)
-        return Proposal(gradient, direction, momentum, error_ratio)
+        self.momentum, direction = 1.0, gradient
+        if self.direction is not None and gradients_at_previous is not None:
+            self.momentum = self.scheduled_momentum
+            if self.rule == "measured":
+                self.momentum = self._measured_momentum(self.direction, gradients, gradients_at_previous, overlap)
+            direction = self._mixed(gradient, self.direction, gradients_at_previous.mean(dim=0))
+        self.sum_squared_gradients += squared_norm([gradient])
+        self.direction = direction
+        return direction
+
+    def _mixed(self, gradient: Tensor, direction: Tensor, gradient_at_previous: Tensor) -> Tensor:
+        (mixed,) = recursive_direction([gradient], [direction], [gradient_at_previous], self.momentum)
+        return mixed
+
+    def next_step_size(self, direction_square: float, parameters: Tensor) -> float:
+        """``eta_t`` for the direction that was set last.
+
+        Args:
+            direction_square: ``d_t^T M_t^{-1} d_t``.
+            parameters: ``theta_t``, flat, copied: the previous parameters of the next update.
+        """
+        self.previous_parameters = parameters.clone()
+        divisor = max(self.momentum, LEAST_DIVISOR) if self.rule == "measured" else self.scheduled_momentum
+        self.sum_weighted_directions += direction_square / divisor
+        return storm_plus_step_size(self.sum_weighted_directions)
 
     def _measured_momentum(
         self, direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, overlap: float
-    ) -> tuple[float, float]:
-        r"""The ``a_t`` that minimises the expected squared error of ``d_t``, and the running error ratio.
+    ) -> float:
+        r"""The ``a_t`` that minimises the expected squared error of ``d_t``; updates the running error ratio.
 
         Let :math:`e` be the error of :math:`d_{t-1}`, and :math:`V_g`, :math:`V_{g'}`, :math:`V_\Delta` the traces of
         the covariances of :math:`g_t`, :math:`g'_t` and :math:`\Delta = g_t - g'_t`, :math:`C` that of :math:`g_t`
@@ -119,34 +137,16 @@ class PolicyRecursion:
         difference = gradients - gradients_at_previous
         noise = _covariance_of_mean(gradients, gradients)
         if noise <= 0.0:
-            return 1.0, self.error_ratio
+            return 1.0
         mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
         noise_at_previous = _covariance_of_mean(gradients_at_previous, gradients_at_previous)
         error = max(0.0, mismatch - (1.0 - 2.0 * overlap) * noise_at_previous)
-        ratio = ERROR_SMOOTHING * self.error_ratio + (1.0 - ERROR_SMOOTHING) * error / noise
-        drift = ratio * noise + _covariance_of_mean(difference, difference)
+        self.error_ratio = ERROR_SMOOTHING * self.error_ratio + (1.0 - ERROR_SMOOTHING) * error / noise
+        drift = self.error_ratio * noise + _covariance_of_mean(difference, difference)
         cross = _covariance_of_mean(gradients, difference) + overlap * noise
         denominator = drift + noise - 2.0 * cross
         momentum = (drift - cross) / denominator if denominator > 0.0 else 1.0
-        return min(1.0, max(self.momentum_floor, momentum)), ratio
-
-    def accept(self, proposal: Proposal, direction_square: float, parameters: Tensor) -> float:
-        """Take a proposal into the state and give ``eta_t``.
-
-        Args:
-            proposal: What :meth:`propose` gave.
-            direction_square: ``||d_t||^2`` in the metric of the step.
-            parameters: ``theta_t``, flat, copied: the previous parameters of the next update.
-        """
-        self.sum_squared_gradients += squared_norm([proposal.gradient])
-        self.direction = proposal.direction
-        self.previous_parameters = parameters.clone()
-        self.momentum = proposal.momentum
-        self.error_ratio = proposal.error_ratio
-        # The paper divides by a_{t+1}, which a measured a_t does not know yet.
-        weight = max(proposal.momentum, 1e-3) if self.rule == "measured" else self.scheduled_momentum
-        self.sum_weighted_directions += direction_square / weight
-        return storm_plus_step_size(self.sum_weighted_directions)
+        return min(1.0, max(self.momentum_floor, momentum))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and floats only, so that it loads with ``weights_only=True``."""

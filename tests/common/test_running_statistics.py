@@ -5,11 +5,8 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from storm_rl.common.running_statistics import (
-    DiscountedReturnStatistics,
-    ObservationStatistics,
-    RunningMeanStd,
-)
+from storm_rl.common.policies import ObservationStatistics, RunningMeanStd
+from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics
 
 
 def test_batches_merge_to_the_statistics_of_all_samples() -> None:

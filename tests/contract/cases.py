@@ -37,11 +37,16 @@ OBSERVATION_SPACES = {
 def small(algorithm: Any, env: Any = "CartPole-v1", policy: Any = "MlpPolicy", **arguments: Any) -> Any:
     """A model with a tiny network and tiny rollouts, on the CPU, seeded."""
     if algorithm is STORMPlusPG:
-        sizes = {"n_steps": 32, "critic_steps": 4, "reuse_rollouts": 2, "fisher_states": 32, "cg_iterations": 2}
+        sizes = {"n_steps": 32, "critic_steps": 4, "reuse_rollouts": 2, "cg_max_steps": 2}
     else:
         sizes = {"batch_size": 4} if algorithm is GPOMDP else {"batch_size": 4, "mini_batch_size": 3}
     defaults = {"seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
     return algorithm(policy, env, **{**sizes, **defaults, **arguments})
+
+
+def learning_rate_argument(algorithm: Any) -> str:
+    """STORM+PG's is of the critic alone, and says so."""
+    return "critic_learning_rate" if algorithm is STORMPlusPG else "learning_rate"
 
 
 class RandomEnv(gym.Env[Any, Any]):

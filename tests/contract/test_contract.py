@@ -36,6 +36,7 @@ from tests.contract.cases import (
     VECTOR,
     RandomEnv,
     assert_equal_states,
+    learning_rate_argument,
     parameters,
     small,
 )
@@ -55,7 +56,7 @@ def vectors(*env_arguments: Any, n: int = 2) -> DummyVecEnv:
 @for_all
 def test_arguments_come_in_the_order_of_stable_baselines_and_have_its_defaults(algorithm: Any) -> None:
     names = list(inspect.signature(algorithm.__init__).parameters.values())[1:]
-    assert [parameter.name for parameter in names[:3]] == ["policy", "env", "learning_rate"]
+    assert [parameter.name for parameter in names[:3]] == ["policy", "env", learning_rate_argument(algorithm)]
     last = ["stats_window_size", "tensorboard_log", "policy_kwargs", "verbose", "seed", "device", "_init_setup_model"]
     assert [parameter.name for parameter in names[-len(last) :]] == last
     assert [parameter.default for parameter in names[-len(last) :]] == [100, None, None, 0, None, "auto", True]
@@ -284,7 +285,7 @@ def test_schedule_reaches_the_optimisers(algorithm: Any) -> None:
         seen.append(remaining)
         return 1e-3 * remaining
 
-    model = small(algorithm, learning_rate=schedule).learn(200)
+    model = small(algorithm, **{learning_rate_argument(algorithm): schedule}).learn(200)
     name = "policy.optimizer" if algorithm is STORMPlusPG else "actor_optimizer"
     rate = model.get_parameters()[name]["param_groups"][0]["lr"]
     assert rate in (pytest.approx(1e-3 * seen[-1]), pytest.approx(0.5e-3 * seen[-1]))

@@ -10,8 +10,17 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from storm_rl import SRVRPG, STORMPlusPG
-from storm_rl.common.faults import not_finite_name
-from tests.contract.cases import ALGORITHMS, FAMILY, VECTOR, RandomEnv, assert_equal_states, parameters, small
+from storm_rl.common.checks import not_finite_name
+from tests.contract.cases import (
+    ALGORITHMS,
+    FAMILY,
+    VECTOR,
+    RandomEnv,
+    assert_equal_states,
+    learning_rate_argument,
+    parameters,
+    small,
+)
 
 for_all = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
 
@@ -180,7 +189,8 @@ def test_an_interrupted_update_is_undone(algorithm: Any) -> None:
 
 def test_a_learning_rate_that_is_not_a_number_is_undone() -> None:
     for algorithm in (STORMPlusPG, SRVRPG):
-        model = small(algorithm, learning_rate=lambda remaining: 1e-3 if remaining > 0.5 else float("nan"))
+        rate = {learning_rate_argument(algorithm): lambda remaining: 1e-3 if remaining > 0.5 else float("nan")}
+        model = small(algorithm, **rate)
         with pytest.raises(ValueError, match="has become NaN"):
             model.learn(300)
         assert torch.isfinite(parameters(model)).all()

@@ -9,8 +9,8 @@ import torch
 from stable_baselines3.common.env_util import make_vec_env
 
 from experiments.studies import gradient_error
+from storm_rl.common.importance_weights import per_decision_weights
 from storm_rl.gpomdp import GPOMDP
-from storm_rl.gradients.importance_weights import per_decision_weights
 from storm_rl.gradients.returns import gpomdp_advantages
 from storm_rl.gradients.surrogates import pad, score_surrogate
 

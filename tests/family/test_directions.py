@@ -12,10 +12,10 @@ from torch import Tensor
 
 from envs.mdps import EnumerableEnv, slippery_cliff
 from storm_rl.common.anchored_recursion import Vector
+from storm_rl.common.importance_weights import per_decision_weights, trajectory_weights
 from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
 from storm_rl.defpg import DEFPG
 from storm_rl.gpomdp import GPOMDP
-from storm_rl.gradients.importance_weights import per_decision_weights, trajectory_weights
 from storm_rl.gradients.returns import gpomdp_advantages
 from storm_rl.gradients.surrogates import pad
 from storm_rl.pagepg import PAGEPG

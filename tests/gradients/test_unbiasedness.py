@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from envs.mdps import EnumerableMDP, Trajectories, slippery_cliff, two_state
-from storm_rl.gradients.importance_weights import (
+from storm_rl.common.importance_weights import (
     defensive_weights,
     mixture_weights,
     per_decision_weights,

@@ -3,13 +3,15 @@ import torch
 from torch import Tensor
 
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion
+from storm_rl.storm_plus_pg.variants import PlainMomentum
 
 
 def started(momentum: float | str, floor: float = 0.0, direction: Tensor | None = None) -> PolicyRecursion:
     """A recursion after its first update, with ``direction`` as what it remembers."""
     recursion = PolicyRecursion(momentum, floor)  # type: ignore[arg-type]
     direction = torch.ones(2) if direction is None else direction
-    recursion.accept(recursion.propose(direction[None], None), 1.0, torch.zeros_like(direction))
+    recursion.next_direction(direction[None], None)
+    recursion.next_step_size(1.0, torch.zeros_like(direction))
     return recursion
 
 
@@ -23,44 +25,51 @@ def test_three_updates_follow_the_papers_equations() -> None:
         g, g_previous = parts.mean(dim=0), parts_previous.mean(dim=0)
         a = (1.0 + sum_g) ** (-2.0 / 3.0)
         d = g if d is None else g + (1.0 - a) * (d - g_previous)
-        proposal = recursion.propose(parts, parts_previous)
-        torch.testing.assert_close(proposal.direction, d)
-        assert proposal.momentum == pytest.approx(a, rel=1e-12)
+        torch.testing.assert_close(recursion.next_direction(parts, parts_previous), d)
+        assert recursion.momentum == pytest.approx(a, rel=1e-12)
         sum_g += float(g @ g)
         sum_d += float(d @ d) / (1.0 + sum_g) ** (-2.0 / 3.0)
-        step_size = recursion.accept(proposal, float(d @ d), theta)
+        step_size = recursion.next_step_size(float(d @ d), theta)
         assert step_size == pytest.approx(sum_d ** (-1.0 / 3.0), rel=1e-12)
         assert torch.equal(recursion.previous_parameters, theta)
 
 
 def test_floor_bounds_the_momentum_from_below() -> None:
     recursion = started("storm+", 0.3, torch.full((4,), 100.0))
-    assert recursion.propose(torch.zeros(1, 4), torch.zeros(1, 4)).momentum == 0.3
+    recursion.next_direction(torch.zeros(1, 4), torch.zeros(1, 4))
+    assert recursion.momentum == 0.3
 
 
 def test_momentum_one_is_the_plain_gradient() -> None:
     gradients = torch.tensor([[3.0, -1.0]])
     recursion = started(1.0)
     assert not recursion.needs_previous
-    torch.testing.assert_close(recursion.propose(gradients, torch.ones(1, 2)).direction, gradients[0])
+    torch.testing.assert_close(recursion.next_direction(gradients, torch.ones(1, 2)), gradients[0])
 
 
 def test_without_the_correction_it_is_plain_momentum() -> None:
-    recursion = PolicyRecursion(0.25, 0.0, corrected=False)
-    recursion.accept(recursion.propose(torch.ones(1, 2), None), 1.0, torch.zeros(2))
-    proposal = recursion.propose(torch.tensor([[3.0, -1.0]]), torch.full((1, 2), 100.0))
-    torch.testing.assert_close(proposal.direction, torch.tensor([1.5, 0.5]))
+    recursion = PlainMomentum(0.25, 0.0)
+    recursion.next_direction(torch.ones(1, 2), None)
+    direction = recursion.next_direction(torch.tensor([[3.0, -1.0]]), torch.full((1, 2), 100.0))
+    torch.testing.assert_close(direction, torch.tensor([1.5, 0.5]))
 
 
-def test_proposing_changes_nothing() -> None:
-    recursion = started("measured")
-    before = recursion.state_dict()
-    recursion.propose(torch.randn(4, 2), torch.randn(4, 2))
-    assert all(torch.equal(torch.as_tensor(before[k]), torch.as_tensor(v)) for k, v in recursion.state_dict().items())
+@pytest.mark.parametrize("momentum", ["measured", 0.4])
+def test_step_size_divides_by_the_momentum_of_each_direction(momentum: float | str) -> None:
+    recursion = PolicyRecursion(momentum, momentum_floor=0.1)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    total = 0.0
+    for _ in range(4):
+        parts, parts_previous = torch.randn(2, 5, 4, generator=generator)
+        recursion.next_direction(parts, parts + 0.1 * parts_previous)
+        divisor = 0.4 if momentum == 0.4 else max(recursion.momentum, 1e-3)
+        total += 2.0 / divisor
+        assert recursion.next_step_size(2.0, torch.zeros(4)) == pytest.approx(total ** (-1.0 / 3.0), rel=1e-12)
+    assert recursion.momentum < 1.0
 
 
 def measured(noise: float, common: float, error: float, updates: int = 60) -> float:
-    """Mean measured ``a_t`` for a known law: parts have noise ``noise``, of which ``common`` is shared by both points.
+    """Mean measured ``a_t``: parts have noise ``noise``, of which ``common`` is shared by both points.
 
     The truth is 0 at both parameters; what is remembered is off by ``error`` (norm).
     """
@@ -74,9 +83,10 @@ def measured(noise: float, common: float, error: float, updates: int = 60) -> fl
         scale = noise * parts**0.5
         current = scale * (common**0.5 * shared + (1 - common) ** 0.5 * own)
         previous = scale * (common**0.5 * shared + (1 - common) ** 0.5 * other)
-        proposal = recursion.propose(current, previous)
-        recursion.error_ratio = proposal.error_ratio  # Smoothing goes on; what is remembered stays.
-        momenta.append(proposal.momentum)
+        direction = recursion.direction
+        recursion.next_direction(current, previous)
+        recursion.direction = direction  # Smoothing goes on; what is remembered stays.
+        momenta.append(recursion.momentum)
     return sum(momenta[updates // 2 :]) / (updates - updates // 2)
 
 
@@ -111,12 +121,11 @@ def test_data_that_the_direction_has_used_is_not_taken_for_new(overlap: float, e
     # does not move. The previous direction is the previous window's mean: E = V_g and K = 3/4 V_g, hence a = 1/2.
     generator = torch.Generator().manual_seed(0)
     recursion = started("measured", direction=torch.ones(500))
-    ratio, momenta = 1.0, []
+    recursion.error_ratio, momenta = 1.0, []
     for _ in range(100):
         blocks = torch.randn(5, 8, 500, generator=generator)
-        recursion.direction, recursion.error_ratio = blocks[:4].mean(dim=(0, 1)), ratio
+        recursion.direction = blocks[:4].mean(dim=(0, 1))
         window = blocks[1:].mean(dim=0)
-        proposal = recursion.propose(window, window, overlap)
-        ratio = proposal.error_ratio
-        momenta.append(proposal.momentum)
+        recursion.next_direction(window, window, overlap)
+        momenta.append(recursion.momentum)
     assert sum(momenta[50:]) / 50 == pytest.approx(expected, abs=0.05)

@@ -11,14 +11,28 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.utils import parameters_to_vector
 
 from storm_rl import STORMPlusPG
-from storm_rl.common.dense_policy import DensePolicy
-from storm_rl.storm_plus_pg.actor import actor_on_states
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic
+from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
+from storm_rl.storm_plus_pg.rollouts import Transitions
+from storm_rl.storm_plus_pg.variants import PAPER, STORMPlusPGVariant
 from tests.contract.cases import IMAGE, RandomEnv
+
+SMALL: dict[str, Any] = {"n_steps": 32, "critic_steps": 4, "reuse_rollouts": 1, "seed": 0, "device": "cpu"}
 
 
 def small(env: Any, policy: str = "MlpPolicy", **arguments: Any) -> STORMPlusPG:
-    defaults: dict[str, Any] = {"n_steps": 32, "critic_steps": 4, "reuse_rollouts": 1, "seed": 0, "device": "cpu"}
-    return STORMPlusPG(policy, env, **{**defaults, **arguments})
+    return STORMPlusPG(policy, env, **{**SMALL, **arguments})
+
+
+def variant(env: Any, **arguments: Any) -> STORMPlusPGVariant:
+    return STORMPlusPGVariant("MlpPolicy", env, **{**SMALL, **arguments})
+
+
+def transitions_of(model: STORMPlusPG) -> tuple[Any, Transitions]:
+    networks = model.networks()
+    actor = networks.actor(model.window.observations())
+    batch = model.window.transitions(actor.observations, actor.distribution(), networks, model.gamma, model.gae_lambda)
+    return actor, batch
 
 
 def test_defaults_solve_cartpole_within_20000_steps() -> None:
@@ -31,7 +45,7 @@ def test_defaults_solve_cartpole_within_20000_steps() -> None:
 def test_defaults_follow_the_number_of_environments_and_the_rollout() -> None:
     def resolved(n_envs: int, **arguments: Any) -> tuple[Any, ...]:
         model = STORMPlusPG("MlpPolicy", make_vec_env("CartPole-v1", n_envs), device="cpu", **arguments)
-        return model.n_steps, model.reuse_rollouts, model.window.size, model.max_kl
+        return model.n_steps, model.reuse_rollouts, model.window.size, model.target_kl
 
     for n_envs, n_steps in ((1, 512), (8, 64), (24, 22), (32, 16)):
         assert resolved(n_envs) == (n_steps, 4, 4, pytest.approx(0.01, rel=0.04))
@@ -39,8 +53,8 @@ def test_defaults_follow_the_number_of_environments_and_the_rollout() -> None:
     assert resolved(128) == (16, 1, 1, pytest.approx(0.04))
     assert resolved(8, n_steps=4096) == (4096, 1, 1, pytest.approx(0.04))
     assert resolved(8, n_steps=8) == (8, 4, 4, 0.01)
-    assert resolved(64, reuse_rollouts=3, max_kl=0.5) == (16, 3, 3, 0.5)
-    assert resolved(64, max_kl=None) == (16, 2, 2, None)
+    assert resolved(64, reuse_rollouts=3, target_kl=0.5) == (16, 3, 3, 0.5)
+    assert resolved(64, target_kl=None) == (16, 2, 2, None)
 
 
 def test_every_documented_scalar_reaches_tensorboard_with_the_last_update(tmp_path: Path) -> None:
@@ -81,16 +95,14 @@ def test_closed_form_and_autograd_train_the_same_model(task: str, monkeypatch: p
         return parameters_to_vector(model.policy.parameters()).detach()
 
     fast = trained()
-    monkeypatch.setattr(DensePolicy, "of", lambda policy: None)
+    monkeypatch.setattr(NumpyActorCritic, "from_policy", lambda policy: None)
     slow = trained()
     assert not torch.equal(fast, slow)  # Rounding differs: the patch has had an effect.
     torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
 
 
 def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
-    model = small(
-        make_vec_env("CartPole-v1", n_envs=2), momentum="storm+", metric="euclidean", momentum_floor=0.0, max_kl=None
-    )
+    model = variant(make_vec_env("CartPole-v1", n_envs=2), **PAPER)
     before = parameters_to_vector(model.policy.actor_parameters()).detach().clone()
     gradients: list[torch.Tensor] = []
     part_gradients = model._part_gradients
@@ -112,19 +124,18 @@ def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
     torch.testing.assert_close(after.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["decision", "trajectory"])
+@pytest.mark.parametrize("kind", ["per_decision", "trajectory"])
 def test_products_of_ratios_as_weights(kind: str) -> None:
-    model = small(make_vec_env("CartPole-v1", n_envs=2), weights=kind, reuse_rollouts=2, max_weight=None)
+    model = variant(make_vec_env("CartPole-v1", n_envs=2), weights=kind, reuse_rollouts=2, max_weight=None)
     model.learn(64 * 4)
-    actor = actor_on_states(model.policy, model.window.observations())
-    batch = model._transitions(actor)
-    weights = model._product_weights(actor, batch)
+    actor, batch = transitions_of(model)
+    _, weights = model._part_gradients(actor, batch)
     with torch.no_grad():
         ratios = model.policy.get_distribution(batch.observations).log_prob(batch.actions) - batch.behaviour_log_prob
     start = 0
     for end in batch.segment_ends.nonzero().flatten().tolist():
         part = ratios[start : end + 1]
-        expected = part.cumsum(0) if kind == "decision" else part.sum().expand(len(part))
+        expected = part.cumsum(0) if kind == "per_decision" else part.sum().expand(len(part))
         torch.testing.assert_close(weights[start : end + 1], expected.exp(), rtol=1e-4, atol=1e-6)
         start = end + 1
     assert start == len(ratios)
@@ -132,23 +143,20 @@ def test_products_of_ratios_as_weights(kind: str) -> None:
 
 
 def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
-    model = small(make_vec_env("CartPole-v1", n_envs=4), advantage_floor=0.1)
+    model = variant(make_vec_env("CartPole-v1", n_envs=4), advantage_floor=0.1)
     model.learn(128)
-    actor = actor_on_states(model.policy, model.window.observations())
-    model.normalize_advantage = False
-    plain = model._transitions(actor).advantages
-    model.normalize_advantage = True
+    plain = transitions_of(model)[1].advantages
     ratio = float(plain.std()) / model.return_statistics.scale
     for floor, expected in ((0.0, 1.0), (0.5 * ratio, 1.0), (min(1.0, 2.0 * ratio), ratio / min(1.0, 2.0 * ratio))):
         model.advantage_floor = floor
-        advantages = model._transitions(actor).advantages
+        advantages = model._standardised(plain)
         assert float(advantages.std()) == pytest.approx(expected, rel=1e-4)
         assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     divergences: list[float] = []
-    model = small(make_vec_env("CartPole-v1", n_envs=8), n_steps=64, max_kl=0.001, damping=1e-3)
+    model = small(make_vec_env("CartPole-v1", n_envs=8), n_steps=64, target_kl=0.001, cg_damping=1e-3)
     logger = configure(None, [])
     record = logger.record
     model.set_logger(logger)
@@ -166,23 +174,18 @@ def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_steps": 0}, "n_steps must be positive, got 0"),
-        ({"n_steps": -3}, "n_steps must be positive, got -3"),
+        ({"n_steps": 0}, "n_steps .* must be an integer of at least 1, got 0"),
+        ({"n_steps": -3}, "n_steps .* must be an integer of at least 1, got -3"),
+        ({"n_steps": 2.5}, r"n_steps .* must be an integer of at least 1, got 2\.5"),
         ({"n_steps": 1}, "one transition"),
         ({"critic_steps": 0}, "critic_steps must be an integer of at least 1, got 0"),
         ({"reuse_rollouts": 0}, "reuse_rollouts must be an integer of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"gamma": 1.5}, "gamma must be a number in"),
         ({"gae_lambda": -0.1}, "gae_lambda must be a number in"),
-        ({"advantage_floor": -0.1}, "advantage_floor must be a number in"),
-        ({"max_kl": 0.0}, r"max_kl .*\"auto\".*must be greater than 0"),
+        ({"target_kl": 0.0}, r"target_kl .*\"auto\".*must be greater than 0"),
         ({"max_weight": -1.0}, r"max_weight .*must be greater than 0"),
-        ({"metric": "manhattan"}, "manhattan"),
-        ({"weights": "episode"}, "weights must be .*'episode'"),
-        ({"damping": 0.0}, "damping must be a number in"),
-        ({"fisher_states": 2}, "fisher_states"),
-        ({"momentum": 2.0}, "momentum must be"),
-        ({"momentum_floor": -1.0}, "momentum_floor must be"),
+        ({"cg_damping": 0.0}, "cg_damping must be a number in"),
     ],
 )
 def test_bad_argument_is_named(arguments: dict[str, Any], message: str) -> None:
@@ -190,9 +193,35 @@ def test_bad_argument_is_named(arguments: dict[str, Any], message: str) -> None:
         small("CartPole-v1", **arguments)
 
 
-def test_fractional_n_steps_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"n_steps must be an integer.*2\.5"):
-        small("CartPole-v1", n_steps=2.5)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"advantage_floor": -0.1}, "advantage_floor must be a number in"),
+        ({"metric": "manhattan"}, "manhattan"),
+        ({"metric": "euclidean"}, "target_kl='auto' .*must be None"),
+        ({"weights": "episode"}, "weights must be .*'episode'"),
+        ({"fisher_states": 2}, "fisher_states"),
+        ({"momentum": 2.0}, "momentum must be"),
+        ({"momentum": "adam"}, "momentum must be"),
+        ({"momentum_floor": -1.0}, "momentum_floor must be"),
+    ],
+)
+def test_bad_argument_of_a_variant_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        variant("CartPole-v1", **arguments)
+
+
+def test_variant_with_its_defaults_is_the_agent() -> None:
+    trained = [
+        parameters_to_vector(make(make_vec_env("CartPole-v1", n_envs=2)).learn(192).policy.parameters())
+        for make in (small, variant)
+    ]
+    assert torch.equal(*trained)
+
+
+def test_other_policies_are_differentiated_by_autograd() -> None:
+    model = small("CartPole-v1", policy_kwargs={"activation_fn": torch.nn.ELU})
+    assert type(model.networks()) is ActorCritic
 
 
 def test_foreign_policy_class_is_refused_and_ours_are_named() -> None:

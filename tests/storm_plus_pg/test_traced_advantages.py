@@ -4,7 +4,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from storm_rl.gradients.traces import traced_advantages
+from storm_rl.storm_plus_pg.rollouts import traced_advantages
 
 STEPS, ENVS, GAMMA, LAMBDA = 12, 3, 0.9, 0.8
 

@@ -12,13 +12,15 @@ Array = npt.NDArray[Any]
 """Floating-point, of the parameters' type."""
 
 
-class DenseNetwork:
+class NumpyMLP:
     r"""Linear layers with tanh, ReLU or nothing between them, at one parameter vector, on the CPU.
 
     The same mathematics as autograd on the modules, and the same parameters: the arrays are views of the modules'
-    own (:meth:`of`) or of a flat vector (:meth:`at`), in the order of ``module.parameters()``. On networks of a few
-    thousand parameters autograd's bookkeeping, the start of each of torch's operations, and its tanh on the CPU cost
-    more than the arithmetic.
+    own (:meth:`from_modules`) or of a flat vector (:meth:`with_parameters`), in the order of ``module.parameters()``.
+    On networks of a few thousand parameters autograd's bookkeeping, the start of each of torch's operations, and its
+    tanh on the CPU cost more than the arithmetic.
+
+    Methods with an argument ``out`` write there, into arrays of :meth:`empty_layers`; None makes new ones.
 
     Args:
         arrays: Weight ``(n_out, n_in)`` and bias ``(n_out,)`` of each layer, one after the other.
@@ -33,15 +35,15 @@ class DenseNetwork:
         self._places = [(slice(end - array.size, end), array.shape) for array, end in zip(arrays, ends, strict=True)]
         self._weights, self._biases = self.arrays[::2], self.arrays[1::2]
         self._activate = [_ACTIVATIONS[activation][0] for activation in activations]
-        self._slope = [_ACTIVATIONS[activation][1] for activation in activations]
+        self._differentiate = [_ACTIVATIONS[activation][1] for activation in activations]
 
     @classmethod
-    def of(cls, *modules: nn.Module) -> Self | None:
+    def from_modules(cls, *modules: nn.Module) -> Self | None:
         """The network that ``modules`` make, one after the other; None if they hold anything but what is known here."""
         arrays: list[Array] = []
         activations: list[type[nn.Module]] = []
         for module in _leaves(modules):
-            if module._forward_hooks or module._forward_pre_hooks:
+            if has_hooks(module):
                 return None
             # Exact types: a subclass may compute anything.
             if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
@@ -53,7 +55,7 @@ class DenseNetwork:
                 return None
         return cls(arrays, activations) if activations else None
 
-    def at(self, vector: Array) -> Self:
+    def with_parameters(self, vector: Array) -> Self:
         """The same network with the parameters of a flat vector, ``(n_parameters,)``, which is not copied."""
         return type(self)(self.split(vector), self.activations)
 
@@ -65,74 +67,63 @@ class DenseNetwork:
         """A copy of the parameters as one vector, ``(n_parameters,)``."""
         return np.concatenate([array.reshape(-1) for array in self.arrays])
 
-    def layers(self, n: int) -> list[Array]:
+    def empty_layers(self, n: int) -> list[Array]:
         """Arrays for what the layers give on ``n`` rows, ``(n, n_out)`` each, with nothing in them."""
         return [np.empty((n, len(bias)), dtype=bias.dtype) for bias in self._biases]
 
-    def forward(self, inputs: Array, into: Sequence[Array] | None = None) -> list[Array]:
-        """``inputs``, ``(n, n_in)``, and each layer's activations ``(n, n_out)``; the last are the outputs.
-
-        Args:
-            inputs: The batch.
-            into: Of :meth:`layers`, takes the result; None: new arrays.
-        """
+    def forward(self, inputs: Array, out: Sequence[Array] | None = None) -> list[Array]:
+        """``inputs``, ``(n, n_in)``, and each layer's activations ``(n, n_out)``; the last are the outputs."""
         values = [inputs]
-        into = self.layers(len(inputs)) if into is None else into
-        for weight, bias, activate, layer in zip(self._weights, self._biases, self._activate, into, strict=True):
+        out = self.empty_layers(len(inputs)) if out is None else out
+        for weight, bias, activate, layer in zip(self._weights, self._biases, self._activate, out, strict=True):
             np.dot(values[-1], weight.T, out=layer)
             layer += bias
             activate(layer)
             values.append(layer)
         return values
 
-    def slopes(self, values: Sequence[Array], into: Sequence[Array] | None = None) -> list[Array | None]:
-        """Derivative of each layer's activation, ``(n, n_out)``; None where it is 1.
-
-        Args:
-            values: Of :meth:`forward`.
-            into: Of :meth:`layers`, takes the result; None: new arrays.
-        """
-        into = self.layers(len(values[0])) if into is None else into
-        return [slope(layer, out) for slope, layer, out in zip(self._slope, values[1:], into, strict=True)]
+    def activation_derivatives(self, values: Sequence[Array], out: Sequence[Array] | None = None) -> list[Array | None]:
+        """Derivative of each layer's activation, ``(n, n_out)``, from ``values`` of :meth:`forward`; None for 1."""
+        out = self.empty_layers(len(values[0])) if out is None else out
+        return [derivative(*pair) for derivative, *pair in zip(self._differentiate, values[1:], out, strict=True)]
 
     def backward(
-        self, slopes: Sequence[Array | None], cotangent: Array, into: Sequence[Array] | None = None
+        self, derivatives: Sequence[Array | None], cotangent: Array, out: Sequence[Array] | None = None
     ) -> list[Array]:
         """What arrives at the linear part of each layer, ``(n, n_out)`` each.
 
         Args:
-            slopes: Of :meth:`slopes`.
+            derivatives: Of :meth:`activation_derivatives`.
             cotangent: Derivative of a scalar in the outputs, ``(n, n_out)`` of the last layer.
-            into: Of :meth:`layers`, takes the result; None: new arrays.
+            out: Arrays for the result.
         """
-        into = self.layers(len(cotangent)) if into is None else into
-        delta = cotangent if slopes[-1] is None else np.multiply(cotangent, slopes[-1], out=into[-1])
+        out = self.empty_layers(len(cotangent)) if out is None else out
+        delta = cotangent if derivatives[-1] is None else np.multiply(cotangent, derivatives[-1], out=out[-1])
         deltas = [delta]
-        for weight, slope, out in zip(self._weights[:0:-1], slopes[-2::-1], into[-2::-1], strict=True):
-            delta = np.dot(delta, weight, out=out)
-            if slope is not None:
-                delta *= slope
+        for weight, derivative, layer in zip(self._weights[:0:-1], derivatives[-2::-1], out[-2::-1], strict=True):
+            delta = np.dot(delta, weight, out=layer)
+            if derivative is not None:
+                delta *= derivative
             deltas.append(delta)
         return deltas[::-1]
 
     def gradient(
-        self, values: Sequence[Array], deltas: Sequence[Array], into: Sequence[Array], rows: slice | None = None
+        self, values: Sequence[Array], deltas: Sequence[Array], out: Sequence[Array], rows: slice = slice(None)
     ) -> None:
-        """The scalar's gradient in the parameters, by the rows ``rows`` of the batch.
+        """Write the scalar's gradient in the parameters, by ``rows`` of the batch, to ``out``, in their shapes.
 
         Args:
             values: Of :meth:`forward`.
             deltas: Of :meth:`backward`.
-            into: Takes the result: arrays in the parameters' shapes.
-            rows: Rows that count; None: all.
+            out: Arrays for the result, as of :meth:`split`.
+            rows: Rows that count.
         """
-        if rows is not None:
-            values, deltas = [layer[rows] for layer in values], [delta[rows] for delta in deltas]
+        values, deltas = [layer[rows] for layer in values], [delta[rows] for delta in deltas]
         ones = np.ones(len(values[0]), dtype=values[0].dtype)
-        for index, arrived in enumerate(deltas):
-            np.dot(arrived.T, values[index], out=into[2 * index])
+        for index, delta in enumerate(deltas):
+            np.dot(delta.T, values[index], out=out[2 * index])
             # The sum over rows; as a product it is ten times faster.
-            np.dot(ones, arrived, out=into[2 * index + 1])
+            np.dot(ones, delta, out=out[2 * index + 1])
 
 
 class Jacobian:
@@ -150,26 +141,24 @@ class Jacobian:
 
     MAX_OUTPUTS = 8
 
-    def __init__(
-        self, network: DenseNetwork, values: Sequence[Array], combinations: Sequence[Array] | None = None
-    ) -> None:
+    def __init__(self, network: NumpyMLP, values: Sequence[Array], combinations: Sequence[Array] | None = None) -> None:
         self.network = network
         self.values = list(values)
-        self.slopes = network.slopes(values)
+        self.derivatives = network.activation_derivatives(values)
         n_states, n_outputs = values[-1].shape
         self._rows: list[Array] | None = None
         if combinations is None and n_outputs <= self.MAX_OUTPUTS:
             combinations = list(np.eye(n_outputs, dtype=values[-1].dtype)[:, None].repeat(n_states, axis=1))
         if combinations is not None:
-            of_outputs = [network.backward(self.slopes, unit) for unit in combinations]
-            self._rows = [np.stack(layer) for layer in zip(*of_outputs, strict=True)]  # (k, n, n_out) of each layer
-            self._moves, self._deltas = network.layers(n_states), network.layers(n_states)
+            by_output = [network.backward(self.derivatives, unit) for unit in combinations]
+            self._rows = [np.stack(layer) for layer in zip(*by_output, strict=True)]  # (k, n, n_out) of each layer
+            self._moves, self._deltas = network.empty_layers(n_states), network.empty_layers(n_states)
 
-    def times(self, direction: Array) -> Array:
-        """Derivative of the outputs along ``direction``, ``(n_parameters,)``: ``(n, k)``."""
-        weights_and_biases = _pairs(self.network.split(direction))
+    def jvp(self, tangent: Array) -> Array:
+        """Derivative of the outputs along ``tangent``, ``(n_parameters,)``: ``(n, k)``."""
+        weights_and_biases = _pairs(self.network.split(tangent))
         if self._rows is not None:
-            result = np.zeros((len(self.values[0]), len(self._rows[0])), dtype=direction.dtype)
+            result = np.zeros((len(self.values[0]), len(self._rows[0])), dtype=tangent.dtype)
             for inputs, rows, move, (weight, bias) in zip(
                 self.values, self._rows, self._moves, weights_and_biases, strict=False
             ):
@@ -179,31 +168,60 @@ class Jacobian:
                 result += np.dot(rows, bias).T
             return result
         passed: Array | None = None
-        for inputs, slope, (weight, bias), (own, _) in zip(
-            self.values, self.slopes, weights_and_biases, _pairs(self.network.arrays), strict=False
+        for inputs, derivative, (weight, bias), (own, _) in zip(
+            self.values, self.derivatives, weights_and_biases, _pairs(self.network.arrays), strict=False
         ):
             move = np.dot(inputs, weight.T)
             move += bias
             if passed is not None:
                 move += np.dot(passed, own.T)
-            passed = move if slope is None else move * slope
+            passed = move if derivative is None else move * derivative
         assert passed is not None
         return passed
 
-    def transposed_times(self, cotangent: Array, into: Array) -> None:
-        """Gradient of ``(cotangent * outputs).sum()`` in the parameters.
-
-        Args:
-            cotangent: ``(n, k)``.
-            into: Takes the result, ``(n_parameters,)``.
-        """
+    def vjp(self, cotangent: Array, out: Array) -> None:
+        """Write the gradient of ``(cotangent * outputs).sum()``, ``cotangent`` ``(n, k)``, to ``out``, flat."""
         if self._rows is None:
-            deltas = self.network.backward(self.slopes, cotangent)
+            deltas = self.network.backward(self.derivatives, cotangent)
         else:
             deltas = self._deltas
             for rows, delta in zip(self._rows, deltas, strict=True):
                 np.einsum("knh,nk->nh", rows, cotangent, out=delta)
-        self.network.gradient(self.values, deltas, self.network.split(into))
+        self.network.gradient(self.values, deltas, self.network.split(out))
+
+
+def cholesky_columns(blocks: Array, negligible: float = 1e-6) -> list[Array]:
+    r"""Columns ``l_j`` with :math:`\sum_j l_j l_j^T` the block of each state: Cholesky's algorithm, all states at once.
+
+    Args:
+        blocks: Positive semidefinite, ``(n, k, k)``.
+        negligible: What is left of a diagonal entry for a column counts as 0 where no state's is more than this
+            share of the largest entry.
+
+    Returns:
+        Of the columns that are not 0, or one that is, ``(n, k)`` each.
+    """
+    left = blocks.astype(np.float64)
+    largest = np.max(np.diagonal(left, axis1=1, axis2=2), axis=1)
+    columns = []
+    for index in range(blocks.shape[1]):
+        pivot = left[:, index, index]
+        if float(pivot.max()) <= negligible * float(largest.max()):
+            continue
+        # Below, a pivot is what rounding left, and so is its column.
+        column = np.where((pivot > 1e-12 * largest)[:, None], left[:, :, index], 0.0)
+        column /= np.sqrt(np.maximum(pivot, np.finfo(np.float64).tiny))[:, None]
+        # As in a semidefinite block, whatever the rounding of a small pivot.
+        bound = np.sqrt(np.maximum(np.diagonal(left, axis1=1, axis2=2), 0.0))
+        column = np.clip(column, -bound, bound)
+        left -= column[:, :, None] * column[:, None, :]
+        columns.append(column.astype(blocks.dtype))
+    return columns or [np.zeros_like(blocks[:, 0])]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a user has hung a forward hook on the module; torch has no public way to ask."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _pairs(arrays: Sequence[Array]) -> list[tuple[Array, Array]]:
@@ -225,7 +243,7 @@ def _tanh(layer: Array) -> None:
     np.tanh(layer, out=layer)
 
 
-def _tanh_slope(outputs: Array, out: Array) -> Array:
+def _tanh_derivative(outputs: Array, out: Array) -> Array:
     np.square(outputs, out=out)
     np.subtract(1.0, out, out=out)
     return out
@@ -235,14 +253,14 @@ def _relu(layer: Array) -> None:
     np.maximum(layer, 0.0, out=layer)
 
 
-def _relu_slope(outputs: Array, out: Array) -> Array:
+def _relu_derivative(outputs: Array, out: Array) -> Array:
     np.greater(outputs, 0.0, out=out)
     return out
 
 
 _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Array], None], Callable[[Array, Array], Array | None]]] = {
-    nn.Tanh: (_tanh, _tanh_slope),
-    nn.ReLU: (_relu, _relu_slope),
+    nn.Tanh: (_tanh, _tanh_derivative),
+    nn.ReLU: (_relu, _relu_derivative),
     nn.Identity: (lambda layer: None, lambda outputs, out: None),
 }
 """Of each activation: what puts it in the place of its argument; the derivative, from the activation's output, in the

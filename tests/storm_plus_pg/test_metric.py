@@ -1,10 +1,14 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 
-from storm_rl.gradients.fisher import conjugate_gradient, fisher_vector_product
+from storm_rl.common.policies import StandardisedActorCriticPolicy
+from storm_rl.storm_plus_pg.metric import conjugate_gradient, fisher_vector_product, mean_kl
 
 
 def small_network(outputs: int) -> nn.Module:
@@ -61,7 +65,7 @@ def test_conjugate_gradient_solves_a_positive_definite_system() -> None:
     root = generator.normal(size=(12, 12))
     matrix = torch.as_tensor(root @ root.T + np.eye(12))
     target = torch.as_tensor(generator.normal(size=12))
-    solution = conjugate_gradient(lambda v: matrix @ v, target, max_iterations=50, tolerance=1e-24)
+    solution = conjugate_gradient(lambda v: matrix @ v, target, max_steps=50, tolerance=1e-24)
     torch.testing.assert_close(solution, torch.linalg.solve(matrix, target), rtol=1e-8, atol=1e-10)
 
 
@@ -74,3 +78,44 @@ def test_conjugate_gradient_stopped_early_still_descends(iterations: int) -> Non
 
 def test_conjugate_gradient_of_zero_is_zero() -> None:
     assert not conjugate_gradient(lambda v: v, torch.zeros(3), 10).any()
+
+
+ACTION_SPACES = (
+    spaces.Discrete(3),
+    spaces.Box(-1.0, 1.0, (2,), dtype=np.float32),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(3),
+)
+
+
+def policy_for(action_space: spaces.Space) -> StandardisedActorCriticPolicy:
+    torch.manual_seed(0)
+    return StandardisedActorCriticPolicy(spaces.Box(-1.0, 1.0, (3,)), action_space, lambda _: 1e-3)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
+def test_copied_distribution_survives_the_next_call(action_space: spaces.Space) -> None:
+    policy = policy_for(action_space)
+    actions = torch.as_tensor(np.stack([action_space.sample()])).float()
+    states = torch.ones(1, 3)
+    first = copy.copy(policy.get_distribution(states))
+    before = first.log_prob(actions).clone()
+    with torch.no_grad():
+        policy.action_net.weight.mul_(100.0)
+    policy.get_distribution(states)
+    torch.testing.assert_close(first.log_prob(actions), before)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
+def test_mean_kl_agrees_with_sampled_log_ratios(action_space: spaces.Space) -> None:
+    policy = policy_for(action_space)
+    states = torch.randn(1, 3).expand(40_000, 3)
+    with torch.no_grad():
+        old = copy.copy(policy.get_distribution(states))
+        policy.action_net.weight.mul_(60.0)
+        new = copy.copy(policy.get_distribution(states))
+        actions = old.sample()
+        ratios = old.log_prob(actions) - new.log_prob(actions)
+    error = float(ratios.std()) / len(ratios) ** 0.5
+    assert abs(float(mean_kl(old, new)) - float(ratios.mean())) < 4.0 * error
+    assert mean_kl(old, old) == 0.0

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from storm_rl.common.dense_network import DenseNetwork, Jacobian
+from storm_rl.storm_plus_pg.numpy_mlp import Jacobian, NumpyMLP, cholesky_columns
 
 
-def networks(activation: type[nn.Module]) -> tuple[nn.Sequential, DenseNetwork]:
+def networks(activation: type[nn.Module]) -> tuple[nn.Sequential, NumpyMLP]:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(3, 5), activation(), nn.Linear(5, 4), activation())
     module = nn.Sequential(body, nn.Linear(4, 2)).double()
-    network = DenseNetwork.of(body, module[1])
+    network = NumpyMLP.from_modules(body, module[1])
     assert network is not None
     return module, network
 
@@ -32,9 +32,9 @@ def test_outputs_and_gradients_are_those_of_autograd(activation: type[nn.Module]
     values = network.forward(inputs.numpy())
     assert_close(values[-1], outputs)
 
-    into = np.zeros((2, network.n_parameters))
-    deltas = network.backward(network.slopes(values), cotangent.numpy())
-    for part, rows in zip(into, (slice(0, 3), slice(3, 7)), strict=True):
+    out = np.zeros((2, network.n_parameters))
+    deltas = network.backward(network.activation_derivatives(values), cotangent.numpy())
+    for part, rows in zip(out, (slice(0, 3), slice(3, 7)), strict=True):
         network.gradient(values, deltas, network.split(part), rows)
         expected = torch.autograd.grad((outputs * cotangent)[rows].sum(), list(module.parameters()), retain_graph=True)
         assert_close(part, flat(expected))
@@ -44,19 +44,21 @@ def test_outputs_and_gradients_are_those_of_autograd(activation: type[nn.Module]
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_arrays_to_work_in_change_no_number(activation: type[nn.Module], last: type[nn.Module]) -> None:
     _, plain = networks(activation)
-    network = DenseNetwork(plain.arrays, [*plain.activations[:-1], last])
-    layers, slopes, deltas = (network.layers(7) for _ in range(3))
+    network = NumpyMLP(plain.arrays, [*plain.activations[:-1], last])
+    layers, derivatives, deltas = (network.empty_layers(7) for _ in range(3))
     for _ in range(2):  # The second time in the arrays of the first.
         inputs, cotangent = torch.randn(7, 3).double().numpy(), torch.randn(7, 2).double().numpy()
         values, expected = network.forward(inputs), np.zeros(network.n_parameters)
-        network.gradient(values, network.backward(network.slopes(values), cotangent), network.split(expected))
+        network.gradient(
+            values, network.backward(network.activation_derivatives(values), cotangent), network.split(expected)
+        )
 
-        in_place, into = network.forward(inputs, layers), np.zeros(network.n_parameters)
+        in_place, out = network.forward(inputs, layers), np.zeros(network.n_parameters)
         for found, layer in zip(in_place, values, strict=True):
             np.testing.assert_array_equal(found, layer)
-        arrived = network.backward(network.slopes(in_place, slopes), cotangent, deltas)
-        network.gradient(in_place, arrived, network.split(into))
-        np.testing.assert_allclose(into, expected, rtol=0, atol=1e-13)
+        arrived = network.backward(network.activation_derivatives(in_place, derivatives), cotangent, deltas)
+        network.gradient(in_place, arrived, network.split(out))
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
         assert in_place[0] is inputs
 
 
@@ -67,11 +69,11 @@ def test_jacobian_of_combinations_of_the_outputs() -> None:
     whole, combined = Jacobian(network, values), Jacobian(network, values, combinations)
     direction, cotangent = torch.randn(network.n_parameters).double().numpy(), torch.randn(7, 3).double().numpy()
     of_outputs = np.stack(combinations, axis=1)  # (n, r, k)
-    expected = np.einsum("nrk,nk->nr", of_outputs, whole.times(direction))
-    np.testing.assert_allclose(combined.times(direction), expected, atol=1e-13)
+    expected = np.einsum("nrk,nk->nr", of_outputs, whole.jvp(direction))
+    np.testing.assert_allclose(combined.jvp(direction), expected, atol=1e-13)
     found, back = np.zeros((2, network.n_parameters))
-    combined.transposed_times(cotangent, found)
-    whole.transposed_times(np.einsum("nrk,nr->nk", of_outputs, cotangent), back)
+    combined.vjp(cotangent, found)
+    whole.vjp(np.einsum("nrk,nr->nk", of_outputs, cotangent), back)
     np.testing.assert_allclose(found, back, atol=1e-13)
 
 
@@ -97,11 +99,11 @@ def test_jacobian_products_are_those_of_autograd(
     theta = parameters_to_vector(module.parameters()).detach()
     direction, cotangent = torch.randn(network.n_parameters).double(), torch.randn(7, 2).double()
     _, tangent = torch.func.jvp(outputs_at, (theta,), (direction,))
-    assert_close(jacobian.times(direction.numpy()), tangent)
+    assert_close(jacobian.jvp(direction.numpy()), tangent)
     _, pull_back = torch.func.vjp(outputs_at, theta)
-    into = np.zeros(network.n_parameters)
-    jacobian.transposed_times(cotangent.numpy(), into)
-    assert_close(into, pull_back(cotangent)[0])
+    out = np.zeros(network.n_parameters)
+    jacobian.vjp(cotangent.numpy(), out)
+    assert_close(out, pull_back(cotangent)[0])
 
 
 def test_reads_the_modules_parameters_and_any_other_vector() -> None:
@@ -113,7 +115,7 @@ def test_reads_the_modules_parameters_and_any_other_vector() -> None:
     assert_close(network.forward(inputs.numpy())[-1], module(inputs))
     assert_close(network.flat(), parameters_to_vector(module.parameters()))
     vector = torch.randn(network.n_parameters).double()
-    at_vector = network.at(vector.numpy()).forward(inputs.numpy())[-1]
+    at_vector = network.with_parameters(vector.numpy()).forward(inputs.numpy())[-1]
     nn.utils.vector_to_parameters(vector, module.parameters())
     assert_close(at_vector, module(inputs))
 
@@ -145,4 +147,37 @@ def hooked() -> nn.Module:
     ],
 )
 def test_says_so_where_a_network_is_of_another_kind(module: nn.Module) -> None:
-    assert DenseNetwork.of(module) is None
+    assert NumpyMLP.from_modules(module) is None
+
+
+def categorical_blocks(scale: float) -> np.ndarray:
+    logits = scale * torch.randn(200, 4)
+    logits[0], logits[1] = torch.tensor([0.0, -200.0, -200.0, -200.0]), torch.tensor([0.0, 0.0, -15.0, -16.0])
+    probabilities = torch.softmax(logits, dim=1)
+    blocks = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
+    return np.asarray(blocks)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_factors_of_a_categoricals_blocks_are_one_column_short(scale: float) -> None:
+    torch.manual_seed(0)
+    blocks = categorical_blocks(scale)
+    columns = cholesky_columns(blocks)
+    assert len(columns) == 3
+    assert all(column.dtype == np.float32 for column in columns)
+    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-6)
+
+
+def test_factors_do_not_blow_up_what_rounding_left_of_a_pivot() -> None:
+    blocks = np.array([[[0.0, 1e-20, -1e-20], [1e-20, 0.5, 0.1], [-1e-20, 0.1, 0.5]]])
+    blocks = np.concatenate([blocks, [[[-1e-18, 1e-18, 0.0], [1e-18, 0.5, 0.1], [0.0, 0.1, 0.5]]], [np.eye(3)]])
+    columns = cholesky_columns(blocks)
+    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-15)
+
+
+def test_factors_of_blocks_with_nothing_to_leave_out() -> None:
+    factors = np.random.default_rng(0).standard_normal((50, 3, 3))
+    blocks = factors @ factors.transpose(0, 2, 1)
+    columns = cholesky_columns(blocks)
+    assert len(columns) == 3
+    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-12)

@@ -1,8 +1,9 @@
-"""Values that are not finite are found where they appear, and nothing is learned from them."""
+"""Checks: of constructor arguments, of what environments and policies give, and of each update as a whole."""
 
 import copy
 import functools
 import math
+import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,69 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
 
 Algorithm = TypeVar("Algorithm", bound=Any)
 
 _UNTOUCHED = "The policy and all statistics are as before this rollout."
+
+# Arguments --------------------------------------------------------------------------------------------------------
+
+
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """``value`` as Python's int (numpy's is taken too), if it is an integer of at least ``minimum``.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is a fraction, or too small.
+    """
+    _check_number(name, value, f"an integer of at least {minimum}")
+    if not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+    return int(value)
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf, low_included: bool = True) -> None:
+    """Raise unless ``value`` is a number between ``low`` and ``high``, which is included; NaN never is.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is outside.
+    """
+    right = f"at least {low:g}" if low_included else f"greater than {low:g}"
+    if high < math.inf:
+        right = f"a number in {'[' if low_included else '('}{low:g}, {high:g}]"
+    _check_number(name, value, right)
+    if not (low <= value <= high if low_included else low < value <= high):
+        raise ValueError(_message(name, right, value))
+
+
+def check_learning_rate(name: str, value: Any) -> Any:
+    """``value`` if it is a schedule, or as Python's float if it is a number in [0, 1e6].
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is negative, NaN, or so large that a float32 may not hold a step.
+    """
+    if callable(value):
+        return value
+    _check_number(name, value, "a number in [0, 1e6] or a schedule")
+    if not 0.0 <= value <= 1e6:
+        raise ValueError(_message(name, "a number in [0, 1e6] or a schedule", value))
+    return float(value)
+
+
+def _check_number(name: str, value: Any, right: str) -> None:
+    # A bool is an integer to Python, and never meant as one here.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(_message(name, right, value))
+
+
+def _message(name: str, right: str, value: Any) -> str:
+    return f"{name} must be {right}, got {value!r}."
+
+
+# Collected data ---------------------------------------------------------------------------------------------------
 
 
 def check_transition(
@@ -66,7 +126,7 @@ def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Which rows are finite in float32, in which networks compute; None if all are."""
     if not np.issubdtype(batch.dtype, np.floating):
         return None
-    # A sum is finite only if all its terms are: one fast look every time, and a second where it is not.
+    # As in `is_finite`.
     if batch.dtype == np.float32 and math.isfinite(batch.sum(dtype=np.float64)):
         return None
     with np.errstate(over="ignore"):
@@ -74,7 +134,7 @@ def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
     return None if finite.all() else np.asarray(finite)
 
 
-def check_policy_outputs(step: int, **outputs: torch.Tensor) -> None:
+def check_policy_outputs(step: int, **outputs: Tensor) -> None:
     """Refuse NaN or infinite outputs of the policy.
 
     Args:
@@ -108,20 +168,29 @@ def acting(policy: BasePolicy, step: int) -> Iterator[None]:
         raise ValueError(f"the policy cannot act at env step {step}: {cause}. No action was taken.") from error
 
 
-def is_finite(values: torch.Tensor) -> bool:
+def is_finite(values: Tensor) -> bool:
     """Whether all entries are finite."""
-    # As in `_finite_rows`.
+    # A sum is finite only if all its terms are: one fast look every time, and a second where it is not.
     return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
-def not_finite(values: torch.Tensor) -> str:
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` with the name and the number of NaN or infinite entries, if there are any."""
+    if not is_finite(values):
+        raise ValueError(
+            f"{name} has {not_finite(values)} that are NaN or infinite. Look at the rewards' and observations' scale, "
+            "and at train/std for a collapsed noise."
+        )
+
+
+def not_finite(values: Tensor) -> str:
     """How many entries are NaN or infinite, in words."""
     return f"{int((~torch.isfinite(values)).sum())} of {values.numel()} entries"
 
 
 def not_finite_name(state: Any, name: str = "") -> str | None:
     """The dotted name of the first NaN or infinite number in nested dicts and lists; None if there is none."""
-    if isinstance(state, torch.Tensor):
+    if isinstance(state, Tensor):
         return name if state.is_floating_point() and not is_finite(state) else None
     if isinstance(state, float):
         return None if np.isfinite(state) else name
@@ -133,40 +202,11 @@ def not_finite_name(state: Any, name: str = "") -> str | None:
     return None
 
 
-def _copied(state: Any) -> Any:
-    # deepcopy's bookkeeping costs several times the copying of a few dozen tensors.
-    if isinstance(state, torch.Tensor):
-        return state.detach().clone()
-    if isinstance(state, (bool, int, float, str, type(None))):
-        return state
-    if type(state) in (dict, OrderedDict):
-        return {key: _copied(entry) for key, entry in state.items()}
-    return [_copied(entry) for entry in state] if type(state) is list else copy.deepcopy(state)
-
-
-def _all_finite(state: Any) -> bool:
-    """Whether all floating-point tensors of nested dicts and lists are finite: of each device and type in one look."""
-    kinds: dict[Any, list[torch.Tensor]] = {}
-    pending = [state]
-    while pending:
-        entry = pending.pop()
-        if isinstance(entry, torch.Tensor):
-            if entry.is_floating_point():
-                kinds.setdefault((entry.device, entry.dtype), []).append(entry.reshape(-1))
-        elif isinstance(entry, dict):
-            pending.extend(entry.values())
-        elif isinstance(entry, (list, tuple)):
-            pending.extend(entry)
-        elif isinstance(entry, float) and not math.isfinite(entry):
-            return False
-    return all(is_finite(torch.cat(tensors)) for tensors in kinds.values())
-
-
 def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], None]:
     """Make an update a transaction: it is done and all of it is finite, or the model is as it was before.
 
     For an algorithm's ``train()``. Covers all that ``get_parameters()`` names: networks with their observation
-    statistics, optimisers, the recursion and what it remembers. Also an interrupt in the middle undoes the update.
+    statistics, optimizers, the recursion and what it remembers. Also an interrupt in the middle undoes the update.
 
     Raises:
         ValueError: The update failed, or left NaN or infinite numbers; names the env step and the tensor.
@@ -174,12 +214,11 @@ def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], 
 
     @functools.wraps(train)
     def guarded(self: Algorithm) -> None:
-        before, n_updates = _copied(self.get_parameters()), self._n_updates
+        before, n_updates = _snapshot(self), self._n_updates
         try:
             train(self)
-            after = self.get_parameters()
-            if not _all_finite(after):
-                raise ValueError(f"{not_finite_name(after)} has become NaN or infinite.")
+            if (name := not_finite_name(self.get_parameters())) is not None:
+                raise ValueError(f"{name} has become NaN or infinite.")
         except BaseException as error:
             self.set_parameters(before)
             self._n_updates = n_updates
@@ -190,3 +229,24 @@ def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], 
             raise
 
     return guarded
+
+
+def _snapshot(algorithm: Any) -> dict[str, Any]:
+    """``get_parameters()``, copied where an update writes in place: modules and optimizers do, all else is replaced."""
+    return {
+        name: _copied(state) if isinstance(_attribute(algorithm, name), (nn.Module, torch.optim.Optimizer)) else state
+        for name, state in algorithm.get_parameters().items()
+    }
+
+
+def _attribute(algorithm: Any, dotted_name: str) -> Any:
+    return functools.reduce(getattr, dotted_name.split("."), algorithm)
+
+
+def _copied(state: Any) -> Any:
+    # deepcopy's bookkeeping costs several times the copying of a few dozen tensors.
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if type(state) in (dict, OrderedDict):
+        return {key: _copied(entry) for key, entry in state.items()}
+    return [_copied(entry) for entry in state] if type(state) is list else copy.copy(state)

@@ -9,9 +9,10 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
-from storm_rl.common.dense_policy import DensePolicy
-from storm_rl.common.distributions import kept, mean_kl
 from storm_rl.common.policies import StandardisedActorCriticPolicy, StandardisedMultiInputActorCriticPolicy
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic
+from storm_rl.storm_plus_pg.metric import mean_kl
+from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
 
 VECTOR = spaces.Box(-1, 1, (4,))
 BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
@@ -62,21 +63,18 @@ def observations_of(space: spaces.Space[Any]) -> Any:
 
 
 def assert_same(policy: Any, observations: Any) -> None:
-    dense = DensePolicy.of(policy)
-    assert dense is not None
+    networks = NumpyActorCritic.from_policy(policy)
+    assert networks is not None
     results = []
-    for function in (dense, policy):
+    for form in (networks, ActorCritic(policy)):
         torch.manual_seed(1)
         policy.reset_noise(12) if policy.use_sde else None
-        with torch.no_grad():
-            results.append(function(observations))
+        results.append((*form.act(observations), form.values(observations)))
     for fast, plain in zip(*results, strict=True):
         assert fast.dtype == plain.dtype
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(dense.predict_values(observations), policy.predict_values(observations))
-        fast_distribution = kept(dense.get_distribution(observations))
-        divergence = mean_kl(fast_distribution, policy.get_distribution(observations))
+        divergence = mean_kl(networks.actor(observations).distribution(), policy.get_distribution(observations))
     assert float(divergence) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -123,4 +121,4 @@ class OwnValues(StandardisedActorCriticPolicy):
     ],
 )
 def test_says_so_where_a_policy_is_more_than_its_networks(policy_class: Any, arguments: dict[str, Any]) -> None:
-    assert DensePolicy.of(policy_class(VECTOR, spaces.Discrete(2), lambda _: 1e-3, **arguments)) is None
+    assert NumpyActorCritic.from_policy(policy_class(VECTOR, spaces.Discrete(2), lambda _: 1e-3, **arguments)) is None

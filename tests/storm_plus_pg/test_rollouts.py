@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl import STORMPlusPG
-from storm_rl.common.rollout_window import Transitions
+from storm_rl.storm_plus_pg.rollouts import Transitions
 
 
 class Counter(gym.Env[np.ndarray, int]):
@@ -42,7 +42,8 @@ def counting_model(n_steps: int, size: int) -> STORMPlusPG:
 
 def transitions_of(model: STORMPlusPG, gamma: float, lam: float) -> Transitions:
     observations = model.window.observations()
-    return model.window.transitions(observations, model.policy.get_distribution(observations), model.policy, gamma, lam)
+    distribution = model.policy.get_distribution(observations)
+    return model.window.transitions(observations, distribution, model.networks(), gamma, lam)
 
 
 def test_window_is_one_stretch_of_time_for_each_environment() -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storm_rl.gradients.importance_weights import (
+from storm_rl.common.importance_weights import (
     defensive_weights,
     effective_sample_size,
     mixture_weights,

@@ -1,0 +1,120 @@
+"""The actor and the critic as collecting and updating need them, by autograd: for any policy, on any device."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from stable_baselines3.common.distributions import Distribution
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy, batch_size, select
+from storm_rl.storm_plus_pg.metric import fisher_vector_product, mean_kl
+
+Objective = Callable[[Distribution, slice], Tensor]
+"""From the distribution on the states of a slice of the batch: a number for each, ``(n,)``."""
+
+
+class ActorCritic:
+    """The policy's two networks; acting mode is the caller's to set.
+
+    Args:
+        policy: The policy, whose parameters are used as they are at each call.
+    """
+
+    def __init__(self, policy: StandardisedActorCriticPolicy) -> None:
+        self.policy = policy
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Leaves the threads as they are: what autograd computes may be large."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def act(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
+        """Sampled actions ``(n, ...)`` and their log-probabilities ``(n,)``."""
+        actions, _, log_prob = self.policy(observations)
+        return actions, log_prob
+
+    @torch.no_grad()
+    def values(self, observations: ObservationBatch) -> Tensor:
+        """Values in units of return, ``(n,)``."""
+        return self.policy.predict_values(observations).flatten()
+
+    def actor(self, observations: ObservationBatch) -> "Actor":
+        """The action distribution on these raw states, to be evaluated and differentiated."""
+        return Actor(self.policy, observations)
+
+    def fit_critic(self, observations: ObservationBatch, targets: Tensor, minibatches: Iterable[Tensor]) -> float:
+        """A step of the policy's optimizer on the squared error of each minibatch; gives the mean of their losses.
+
+        Args:
+            observations: Raw, ``(n, ...)``.
+            targets: In units of ``policy.value_scale``, ``(n,)``.
+            minibatches: Indices of transitions, one tensor a step.
+        """
+        policy, features = self.policy, None
+        if not policy.critic_learns_features:
+            with torch.no_grad():
+                features = policy.critic_features(observations)
+        losses = []
+        for index in minibatches:
+            seen = policy.critic_features(select(observations, index)) if features is None else features[index]
+            loss = functional.mse_loss(policy.scaled_values(seen), targets[index])
+            policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            policy.optimizer.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+
+class Actor:
+    """The action distribution on a batch of states as a function of the actor's flat parameters.
+
+    Args:
+        policy: The policy; in acting mode.
+        observations: The states, raw.
+    """
+
+    def __init__(self, policy: StandardisedActorCriticPolicy, observations: ObservationBatch) -> None:
+        self.policy = policy
+        self.observations = observations
+        self.parameters = policy.actor_parameters()
+
+    def distribution(self, parameters: Tensor | None = None) -> Distribution:
+        """The distribution on all states, without graph, at a flat parameter vector; None: the present one."""
+        with torch.no_grad(), self._parameters_set_to(parameters):
+            # An SB3 policy has one distribution, which the next call overwrites.
+            return copy.copy(self.policy.get_distribution(self.observations))
+
+    def part_gradients(self, objective: Objective, parts: Sequence[slice], parameters: Tensor | None = None) -> Tensor:
+        """Gradients of the sum of ``objective`` over the states of each part, ``(k, n_parameters)``."""
+        gradients = []
+        rows = torch.arange(batch_size(self.observations), device=self.policy.device)
+        # A pass for each part: one pass over all with a batched backward would carry every part's zeros along.
+        with self._parameters_set_to(parameters):
+            for part in parts:
+                states = select(self.observations, rows[part])
+                total = objective(self.policy.get_distribution(states), part).sum()
+                found = torch.autograd.grad(total, self.parameters, materialize_grads=True)
+                gradients.append(parameters_to_vector(found))
+        return torch.stack(gradients)
+
+    def fisher_product(self) -> Callable[[Tensor], Tensor]:
+        """The map ``v -> F v``, flat, with the Fisher matrix averaged over the states."""
+        divergence = mean_kl(self.distribution(), self.policy.get_distribution(self.observations))
+        return fisher_vector_product(divergence, self.parameters)
+
+    @contextmanager
+    def _parameters_set_to(self, vector: Tensor | None) -> Iterator[None]:
+        """The parameters hold ``vector`` inside the block and what they held before after it, errors or not."""
+        if vector is None:
+            yield
+            return
+        before = parameters_to_vector(self.parameters).detach()
+        vector_to_parameters(vector, self.parameters)
+        try:
+            yield
+        finally:
+            vector_to_parameters(before, self.parameters)

@@ -1,0 +1,420 @@
+"""Rollouts: collected step by step, kept for some updates, and turned into advantages under the present policy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from torch.distributions import Normal
+
+from storm_rl.common.checks import acting, check_finite, check_policy_outputs, check_transition
+from storm_rl.common.importance_weights import per_step_weights
+from storm_rl.common.policies import (
+    ObservationBatch,
+    RunningMeanStd,
+    StandardisedActorCriticPolicy,
+    concatenate,
+    environment_actions,
+    select,
+)
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic
+from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
+
+
+class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
+    """SB3's :class:`OnPolicyAlgorithm` with checked data and a window of recent rollouts."""
+
+    policy: StandardisedActorCriticPolicy
+    window: "RolloutWindow"
+    return_statistics: "DiscountedReturnStatistics"
+    # The last observations in the window: it goes on only from there.
+    _window_end: Any = None
+    # Vector steps that gSDE's present noise has served.
+    _noise_age = 0
+
+    def networks(self) -> ActorCritic | NumpyActorCritic:
+        """The policy's networks in numpy where they have that form, otherwise by autograd."""
+        return NumpyActorCritic.from_policy(self.policy) or ActorCritic(self.policy)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill ``rollout_buffer`` with ``n_rollout_steps`` vector steps of the current policy.
+
+        As SB3's own loop, callbacks included (one ``on_step`` a vector step, with this method's locals), plus the
+        checks. The buffer holds observations, actions, log-probabilities, episode starts and the environments' own
+        rewards, and what a callback changes there in ``on_rollout_end`` is learned from. Its values, returns and
+        advantages stay 0: `RolloutWindow.transitions` computes them for all rollouts of an update at once.
+
+        Returns:
+            False if a callback ended the training in the middle of the rollout.
+
+        Raises:
+            ValueError: An action, reward or observation is NaN or infinite; names environment and env step.
+        """
+        assert self._last_obs is not None
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        truncations: dict[int, ObservationBatch] = {}
+        no_values = torch.zeros(env.num_envs)
+        if self._last_obs is not self._window_end:
+            self.window.clear()
+        if self.use_sde:
+            self._continue_noise(env.num_envs)
+        callback.on_rollout_start()
+        self._in_rollout = True
+        networks = self.networks()
+
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self._noise_age >= self.sde_sample_freq > 0:
+                self._reset_noise(env.num_envs)
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+            with acting(self.policy, self.num_timesteps):
+                actions_tensor, log_probs = networks.act(obs_tensor)
+            check_policy_outputs(self.num_timesteps, actions=actions_tensor, log_probs=log_probs)
+            actions = actions_tensor.cpu().numpy()
+
+            clipped_actions = environment_actions(self.policy, actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+            self._noise_age += 1
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                # Unlike SB3: the next rollout begins where the environments are, not one step behind.
+                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                self._in_rollout = False
+                return False
+
+            check_transition(new_obs, rewards, dones, infos, self.num_timesteps)
+            self._update_info_buffer(infos, dones)
+            for index in np.flatnonzero(dones):
+                # Only where the time limit ended the episode does a value follow (see SB3's issue #633).
+                terminal_obs = infos[index].get("terminal_observation")
+                if terminal_obs is not None and infos[index].get("TimeLimit.truncated", False):
+                    place = n_steps * env.num_envs + int(index)
+                    truncations[place] = self.policy.obs_to_tensor(terminal_obs)[0]
+            n_steps += 1
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions,
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                no_values,
+                log_probs,
+            )
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        last_observations = obs_as_tensor(new_obs, self.device)  # type: ignore[arg-type]
+        rollout = rollout_from_buffer(rollout_buffer, dones, truncations, last_observations, self.policy)
+        check_finite("the rollout buffer's rewards, changed by a callback,", rollout.rewards)
+        self.window.append(rollout)
+        self._window_end = new_obs
+        self.return_statistics.update(rollout.rewards.cpu().numpy(), rollout.dones.cpu().numpy())
+        self._in_rollout = False
+        return True
+
+    def _reset_noise(self, n_envs: int) -> None:
+        self.policy.reset_noise(n_envs)
+        self._noise_age = 0
+
+    @torch.no_grad()
+    def _continue_noise(self, n_envs: int) -> None:
+        """Keep gSDE's noise over an update: with many environments rollouts are short, and it is to last as long.
+
+        Unlike SB3, which draws anew for every rollout. The noise's standard normal numbers stay and its scale is that
+        of the policy as it is now, so that actions follow the very distribution of their log-probabilities.
+        """
+        noise = self.policy.action_dist
+        assert isinstance(noise, StateDependentNoiseDistribution)
+        if self.sde_sample_freq < 1 or self._noise_age == 0 or len(noise.exploration_matrices) != n_envs:
+            self._reset_noise(n_envs)
+            return
+        std = noise.get_std(self.policy.log_std)
+        ratio = std / noise.weights_dist.scale
+        noise.exploration_mat = noise.exploration_mat * ratio
+        noise.exploration_matrices = noise.exploration_matrices * ratio
+        noise.weights_dist = Normal(torch.zeros_like(std), std)
+
+
+@dataclass
+class Rollout:
+    """One rollout of ``n_steps`` vector steps of ``n_envs`` environments, time first.
+
+    Attributes:
+        observations: Flat, ``(n_steps * n_envs, ...)``, raw.
+        actions: Flat, as the policy's distribution takes them.
+        log_prob: Of the policy that acted, ``(n_steps, n_envs)``.
+        rewards: As the environments gave them, ``(n_steps, n_envs)``.
+        dones: Whether an episode ended with that step, ``(n_steps, n_envs)``.
+        last_observations: Those after the last step, ``(n_envs, ...)``.
+        truncated_at: Flat indices of the steps that ended an episode at a time limit.
+        truncated_observations: The observations at which those episodes ended; None if there are none.
+    """
+
+    observations: ObservationBatch
+    actions: Tensor
+    log_prob: Tensor
+    rewards: Tensor
+    dones: Tensor
+    last_observations: ObservationBatch
+    truncated_at: Tensor
+    truncated_observations: ObservationBatch | None
+
+
+def rollout_from_buffer(
+    buffer: RolloutBuffer,
+    last_dones: np.ndarray,
+    truncations: dict[int, ObservationBatch],
+    last_observations: ObservationBatch,
+    policy: StandardisedActorCriticPolicy,
+) -> Rollout:
+    """The rollout in a full SB3 buffer, with what such a buffer does not hold.
+
+    ``truncations`` leads from the flat index of a step to the observation at which its episode was cut off.
+    """
+
+    def flat(array: Any) -> Any:
+        if isinstance(array, dict):
+            return {key: flat(part) for key, part in array.items()}
+        return torch.as_tensor(array.reshape(-1, *array.shape[2:]).copy(), device=policy.device)
+
+    actions = flat(buffer.actions).float()  # As SB3's buffer gives them.
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.long().flatten()
+    return Rollout(
+        observations=flat(buffer.observations),
+        actions=actions,
+        log_prob=torch.tensor(buffer.log_probs, device=policy.device),
+        rewards=torch.tensor(buffer.rewards, device=policy.device),
+        dones=torch.tensor(np.concatenate([buffer.episode_starts[1:], last_dones[None]]) > 0, device=policy.device),
+        last_observations=last_observations,
+        truncated_at=torch.tensor(list(truncations), dtype=torch.long, device=policy.device),
+        truncated_observations=concatenate(list(truncations.values())) if truncations else None,
+    )
+
+
+class Transitions(NamedTuple):
+    """Flat transitions, one environment after the other and each in order of time; ``n`` in all."""
+
+    observations: ObservationBatch
+    actions: Tensor
+    behaviour_log_prob: Tensor
+    values: Tensor
+    advantages: Tensor
+    value_targets: Tensor
+    segment_ends: Tensor
+    """Boolean: the last transition of an episode, or of its environment's stretch in the window."""
+
+
+class RolloutWindow:
+    """The last ``size`` rollouts of the same environments, each beginning where the one before it ended."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.rollouts: list[Rollout] = []
+
+    @property
+    def newest(self) -> Rollout:
+        """The rollout that was collected last."""
+        return self.rollouts[-1]
+
+    def append(self, rollout: Rollout) -> None:
+        """Add a rollout and drop the oldest beyond ``size``."""
+        self.rollouts = [*self.rollouts, rollout][-self.size :]
+
+    def clear(self) -> None:
+        """Forget all: the next rollout does not begin where the last one ended."""
+        self.rollouts = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python only."""
+        return {"rollouts": [dict(vars(rollout)) for rollout in self.rollouts]}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` gave; a smaller window keeps the newest rollouts."""
+
+        def placed(part: Any) -> Any:
+            if isinstance(part, dict):
+                return {key: placed(entry) for key, entry in part.items()}
+            return part.to(device) if isinstance(part, Tensor) else part
+
+        self.rollouts = [Rollout(**placed(rollout)) for rollout in state["rollouts"]][-self.size :]
+
+    def observations(self) -> ObservationBatch:
+        """Raw observations of all transitions, one environment after the other and each in order of time."""
+        return select(concatenate([rollout.observations for rollout in self.rollouts]), self._order())
+
+    @torch.no_grad()
+    def transitions(
+        self,
+        observations: ObservationBatch,
+        distribution: Distribution,
+        networks: ActorCritic | NumpyActorCritic,
+        gamma: float,
+        gae_lambda: float,
+    ) -> Transitions:
+        """All transitions, with advantages and value targets under the present policy and critic.
+
+        Takes what :meth:`observations` gave, the policy's distribution on them, and the networks for the values.
+        """
+
+        def joined(part: Callable[[Rollout], Tensor]) -> Tensor:
+            return torch.cat([part(rollout) for rollout in self.rollouts])
+
+        def by_environment(tensor: Tensor) -> Tensor:
+            return tensor.to(device).T.reshape(-1)
+
+        def by_time(tensor: Tensor) -> Tensor:
+            return tensor.reshape(shape[1], shape[0]).T
+
+        dones = joined(lambda rollout: rollout.dones)
+        shape, device = dones.shape, dones.device
+        actions = joined(lambda rollout: rollout.actions)[self._order()]
+        behaviour_log_prob = by_environment(joined(lambda rollout: rollout.log_prob))
+        values = networks.values(observations)
+        ratios = per_step_weights(distribution.log_prob(actions), behaviour_log_prob, 1.0)
+        # The recursion over steps is many small operations: fast on the CPU whatever the device.
+        advantages, targets = traced_advantages(
+            joined(lambda rollout: rollout.rewards).cpu(),
+            by_time(values).cpu(),
+            self._next_values(networks, by_time(values), dones).cpu(),
+            dones.cpu(),
+            by_time(ratios).cpu(),
+            gamma,
+            gae_lambda,
+        )
+        ends = dones.clone()
+        ends[-1] = True
+        return Transitions(
+            observations=observations,
+            actions=actions,
+            behaviour_log_prob=behaviour_log_prob,
+            values=values,
+            advantages=by_environment(advantages),
+            value_targets=by_environment(targets),
+            segment_ends=by_environment(ends),
+        )
+
+    def _order(self) -> Tensor:
+        """From the order of collection, time first, to that of :class:`Transitions`."""
+        n_envs = self.newest.dones.shape[1]
+        n_steps = sum(len(rollout.dones) for rollout in self.rollouts)
+        return torch.arange(n_steps * n_envs, device=self.newest.dones.device).reshape(n_steps, n_envs).T.reshape(-1)
+
+    def _next_values(self, networks: ActorCritic | NumpyActorCritic, values: Tensor, dones: Tensor) -> Tensor:
+        last = networks.values(self.newest.last_observations).reshape(1, -1)
+        # 0 after a terminal step; at a time limit the episode would have gone on from its last observation.
+        next_values = torch.where(dones, 0.0, torch.cat([values[1:], last])).reshape(-1)
+        start = 0
+        for rollout in self.rollouts:
+            if rollout.truncated_observations is not None:
+                next_values[start + rollout.truncated_at] = networks.values(rollout.truncated_observations)
+            start += rollout.dones.numel()
+        return next_values.reshape(dones.shape)
+
+
+def traced_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    dones: Tensor,
+    ratios: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    r"""Advantages and value targets of consecutive steps: GAE with truncated importance ratios in its trace.
+
+    With :math:`\delta_h = r_h + \gamma V(s_{h+1}) - V(s_h)` and :math:`c_h = \min(1, \rho_h)`,
+
+    .. math::
+        A_h = \delta_h + \gamma \lambda c_{h+1} A_{h+1}, \qquad v_h = V(s_h) + c_h A_h,
+
+    both restarted at the end of an episode. :math:`v_h` is the V-trace target with :math:`\bar\rho = \bar c = 1`
+    (Espeholt et al. 2018, arXiv 1802.01561, eq. 1, with lambda as in its remark 2), and :math:`A_h` is the
+    advantage that belongs to it. Where all ratios are 1 these are GAE (Schulman et al. 2016) and the lambda-return.
+
+    All tensors are on the CPU, carry no graph and have the same shape, ``(n_steps, n_envs)``, time first.
+
+    Args:
+        rewards: ``r_h``.
+        values: ``V(s_h)``.
+        next_values: ``V(s_{h+1})``: 0 where an episode terminated, that of its last observation where truncated.
+        dones: Whether an episode ended with step ``h``, boolean.
+        ratios: :math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`.
+        gamma: Discount factor.
+        gae_lambda: Trace parameter.
+
+    Raises:
+        ValueError: Shapes differ.
+    """
+    shapes = {tuple(tensor.shape) for tensor in (rewards, values, next_values, dones, ratios)}
+    if len(shapes) != 1:
+        raise ValueError(f"rewards, values, next_values, dones and ratios must agree in shape, got {sorted(shapes)}")
+    traces = ratios.clamp(max=1.0)
+    advantages = rewards + gamma * next_values - values
+    factors = torch.where(dones[:-1], 0.0, gamma * gae_lambda * traces[1:])
+    # As arrays: of so few numbers a step, numpy's operations cost a fraction of torch's.
+    summed, weights = advantages.numpy(), factors.numpy()
+    for step in reversed(range(len(weights))):
+        summed[step] += weights[step] * summed[step + 1]
+    return advantages, values + traces * advantages
+
+
+class DiscountedReturnStatistics:
+    r"""The scale of the rewards: standard deviation of the running discounted return of each environment.
+
+    :math:`R_h = \gamma R_{h-1} + r_h`, restarted at 0 with each episode; the scale is the standard deviation of
+    all :math:`R_h` seen so far. Dividing rewards by it is what SB3's ``VecNormalize`` and OpenAI baselines do.
+
+    Args:
+        gamma: Discount factor.
+        n_envs: Number of environments that are stepped together.
+    """
+
+    def __init__(self, gamma: float, n_envs: int) -> None:
+        self.gamma = gamma
+        self.running = RunningMeanStd()
+        self.returns = np.zeros(n_envs, dtype=np.float64)
+
+    def update(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+        """Add one rollout: ``rewards`` and ``dones`` of shape ``(n_steps, n_envs)``, in order of time."""
+        history = np.empty(rewards.shape, dtype=np.float64)
+        for step, (reward, done) in enumerate(zip(rewards, dones, strict=True)):
+            history[step] = self.returns = self.returns * self.gamma + reward
+            self.returns = np.where(done, 0.0, self.returns)
+        self.running.update(torch.as_tensor(history.reshape(-1)))
+
+    @property
+    def scale(self) -> float:
+        """The standard deviation, in units of return; 1 before the first reward and where all are equal."""
+        std = float(self.running.var.sqrt())
+        return std if std > 1e-8 else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors only: the running statistics and each environment's return so far."""
+        return {**self.running.state_dict(), "returns": torch.as_tensor(self.returns)}
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        state = dict(state)
+        returns = state.pop("returns").cpu().numpy()
+        self.running.load_state_dict(state, strict=strict)
+        # Another number of environments starts its episodes afresh.
+        self.returns = returns.copy() if returns.shape == self.returns.shape else np.zeros_like(self.returns)

@@ -1,0 +1,122 @@
+"""Variants of STORM+PG that switch parts off, for ablations, and the paper's STORM+ to the letter."""
+
+from typing import Any, Literal
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from torch import Tensor
+
+from storm_rl.common.checks import check_integer, check_range
+from storm_rl.common.importance_weights import segment_weights
+from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
+from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
+from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
+from storm_rl.storm_plus_pg.rollouts import Transitions
+from storm_rl.storm_plus_pg.storm_plus_pg import STORMPlusPG, Weigh
+
+PAPER: dict[str, Any] = {
+    "momentum": "storm+",
+    "momentum_floor": 0.0,
+    "metric": "euclidean",
+    "target_kl": None,
+    "reuse_rollouts": 1,
+}
+"""Arguments of :class:`STORMPlusPGVariant` with which the actor's step is that of STORM+ in the paper."""
+
+
+class STORMPlusPGVariant(STORMPlusPG):
+    r"""STORM+PG with more arguments, whose defaults are what :class:`~storm_rl.STORMPlusPG` does.
+
+    Args:
+        policy: As of :class:`~storm_rl.STORMPlusPG`.
+        env: Likewise.
+        momentum: ``"measured"``; ``"storm+"`` for the paper's schedule; or a constant in (0, 1]; 1 switches the
+            recursion off.
+        momentum_floor: Lower bound of a scheduled or measured ``a_t``; 0 for none.
+        corrected: False leaves the gradient difference :math:`d_{t-1} - g'_t` out, which is plain momentum,
+            :math:`d_t = a_t g_t + (1 - a_t) d_{t-1}`.
+        weights: Importance weights: ``"per_step"``, the ratio of each action, of low variance and biased;
+            ``"per_decision"``, the product of the ratios up to it since its episode (or the window) began;
+            ``"trajectory"``, the product over all of that stretch.
+        metric: ``"fisher"`` (natural gradient) or ``"euclidean"`` (the paper), which has no KL to bound.
+        fisher_rollouts: Number of recent rollouts whose states the Fisher matrix covers.
+        fisher_states: Number of states kept for it in all.
+        advantage_floor: Advantages are never divided by less than this share of the discounted return's running
+            standard deviation. 0: plain standardisation.
+        **kwargs: Arguments of :class:`~storm_rl.STORMPlusPG`.
+
+    Raises:
+        ValueError: An argument outside its range; a ``target_kl`` with the Euclidean metric.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        *,
+        momentum: Momentum = "measured",
+        momentum_floor: float = 0.3,
+        corrected: bool = True,
+        weights: Literal["per_step", "per_decision", "trajectory"] = "per_step",
+        metric: Literal["fisher", "euclidean"] = "fisher",
+        fisher_rollouts: int = STORMPlusPG.fisher_rollouts,
+        fisher_states: int = STORMPlusPG.fisher_states,
+        advantage_floor: float = STORMPlusPG.advantage_floor,
+        **kwargs: Any,
+    ) -> None:
+        self.momentum = momentum
+        self.momentum_floor = momentum_floor
+        self.corrected = corrected
+        self.weights = weights
+        self.metric = metric
+        self.fisher_rollouts = fisher_rollouts
+        self.fisher_states = fisher_states
+        self.advantage_floor = advantage_floor
+        super().__init__(policy, env, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if not isinstance(self.momentum, str):
+            check_range("momentum", self.momentum, 0.0, 1.0, low_included=False)
+        for name in ("momentum_floor", "advantage_floor"):
+            check_range(name, getattr(self, name), 0.0, 1.0)
+        self.fisher_rollouts = check_integer("fisher_rollouts", self.fisher_rollouts, 1)
+        self.fisher_states = check_integer("fisher_states", self.fisher_states, 1)
+        self._make_recursion()  # Refuses an unknown momentum.
+        if self.weights not in ("per_step", "per_decision", "trajectory"):
+            raise ValueError(f'weights must be "per_step", "per_decision" or "trajectory", got {self.weights!r}.')
+        if self.metric not in ("fisher", "euclidean"):
+            raise ValueError(f'metric must be "fisher" or "euclidean", got {self.metric!r}.')
+        if self.metric == "euclidean" and self.target_kl is not None:
+            raise ValueError(
+                f"target_kl={self.target_kl!r} bounds a step in the Fisher metric; with metric='euclidean' it must "
+                "be None."
+            )
+        if self.fisher_states < self.fisher_rollouts:
+            raise ValueError(
+                f"fisher_states must give each of fisher_rollouts={self.fisher_rollouts} rollouts at least one state, "
+                f"got {self.fisher_states!r}."
+            )
+
+    def _make_recursion(self) -> PolicyRecursion:
+        kind = PolicyRecursion if self.corrected else PlainMomentum
+        return kind(self.momentum, self.momentum_floor)
+
+    def _natural_direction(self, networks: ActorCritic | NumpyActorCritic, direction: Tensor) -> Tensor:
+        return direction if self.metric == "euclidean" else super()._natural_direction(networks, direction)
+
+    def _weigh(self, actor: Actor | NumpyActor, batch: Transitions, parameters: Tensor | None) -> Weigh:
+        if self.weights == "per_step":
+            return super()._weigh(actor, batch, parameters)
+        log_prob = actor.distribution(parameters).log_prob(batch.actions)
+        per_decision = self.weights == "per_decision"
+        weights = segment_weights(log_prob, batch.behaviour_log_prob, batch.segment_ends, per_decision, self.max_weight)
+        # Products run over whole stretches of time, and parts are cut anywhere.
+        return lambda log_prob, part: weights[part]
+
+
+class PlainMomentum(PolicyRecursion):
+    """``d_t = a_t g_t + (1 - a_t) d_{t-1}``: the recursion with ``g_t`` in the place of ``g'_t``."""
+
+    def _mixed(self, gradient: Tensor, direction: Tensor, gradient_at_previous: Tensor) -> Tensor:
+        return super()._mixed(gradient, direction, gradient)
