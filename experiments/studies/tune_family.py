@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from agents import FAMILY, get_contestant
 from envs import TASKS, Task, get_task
-from envs.batched import make_vec
+from envs.batched import BATCHED, make_vec
 from experiments.files import write_atomically
 from experiments.measures import steps_to_threshold
 from experiments.runs import EVALUATION_EPISODES, ProtocolCallback
@@ -168,13 +168,13 @@ def search(algorithm: str, results: Results, budget: int) -> dict[str, Any]:
 
 def tune_family(
     algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="All five by default.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="All that are batched by default.")] = None,
     budget: Annotated[int, typer.Option(help="Env steps of a run of the second round.")] = BUDGET,
     output: Annotated[Path, typer.Option(help="Folder of the rows.")] = RESULTS,
 ) -> None:
     """Search the grid for each algorithm and task, and write the winners where the agents read them."""
     torch.set_num_threads(1)
-    for task_id in tasks or list(TASKS):
+    for task_id in tasks or list(BATCHED):
         results = Results(get_task(task_id), output)
         for algorithm in algorithms or FAMILY:
             winner = search(algorithm, results, budget)
