@@ -10,10 +10,15 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.family import FAMILY, build_family
-from agents.sb3_defaults import build_with_defaults
-from agents.storm_plus_pg import build_storm_plus_pg
+from agents.build import build_model
 from agents.zoo import build_from_zoo
+from storm_rl import STORMPlusPG
+from storm_rl.zoo import ALGORITHMS
+
+_SIBLINGS = [row for row in ALGORITHMS.values() if row.algorithm is not STORMPlusPG]
+
+FAMILY = tuple(row.algorithm.__name__ for row in _SIBLINGS)
+"""SVRPG and its siblings by the names of their classes: all of the package's algorithms but the agent."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,12 @@ class Contestant:
 CONTESTANTS: dict[str, Contestant] = {
     contestant.name: contestant
     for contestant in (
-        Contestant("storm_plus_pg", "STORM+PG (defaults)", build_storm_plus_pg),
+        Contestant("storm_plus_pg", "STORM+PG (defaults)", partial(build_model, STORMPlusPG)),
         Contestant("ppo_zoo", "PPO (RL Zoo tuned)", partial(build_from_zoo, "ppo"), own_environments=True),
-        Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_with_defaults, PPO)),
+        Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_model, PPO)),
         Contestant("a2c_zoo", "A2C (RL Zoo tuned)", partial(build_from_zoo, "a2c"), own_environments=True),
         Contestant("trpo_zoo", "TRPO (RL Zoo tuned)", partial(build_from_zoo, "trpo"), own_environments=True),
-        *(Contestant(name.lower(), name, partial(build_family, name)) for name in FAMILY),
+        *(Contestant(row.name, row.algorithm.__name__, partial(build_model, row.algorithm)) for row in _SIBLINGS),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The benchmark's tasks, batched re-implementations of them, and small MDPs whose exact gradient is known."""
+"""The benchmark's tasks, batched re-implementations of some, and small MDPs whose exact gradient is known."""
 
 from envs.tasks import OUTSIDE_TASKS, TASKS, Task, get_task
 

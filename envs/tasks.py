@@ -1,4 +1,8 @@
-"""The benchmark's tasks as data: budget, evaluation interval, threshold and score range of each."""
+"""The benchmark's tasks as data: budget, evaluation interval, threshold and score range of each.
+
+A task is one entry here. Whatever else knows tasks by name may lack it: batched re-implementations, tuned settings, the
+aims of a study.
+"""
 
 import difflib
 from dataclasses import dataclass

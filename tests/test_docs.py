@@ -1,19 +1,21 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from stable_baselines3.common.logger import Logger
 
 from storm_rl import SVRPG, STORMPlusPG, __version__
+from storm_rl.zoo import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1)
+    for number, block in enumerate(re.findall(r"^ *```python\n(.*?)```", page.read_text(), re.DOTALL | re.MULTILINE), 1)
 ]
 
 
@@ -22,7 +24,7 @@ def test_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     # The same calls for fewer steps, and drawn without a window that is paced for eyes.
     block = block.replace("50_000", "1_024").replace('"human"', '"rgb_array"')
-    exec(compile(block, "example", "exec"), {"__name__": "example"})
+    exec(compile(textwrap.dedent(block), "example", "exec"), {"__name__": "example"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -38,6 +40,13 @@ def test_site_builds_without_a_warning_and_shows_the_version(tmp_path: Path) -> 
     reference = (tmp_path / "api/algorithms/index.html").read_text()
     assert ":math:" not in reference
     assert ".. math::" not in reference
+    assert all(f'id="storm_rl.{row.algorithm.__name__}"' in reference for row in ALGORITHMS.values())
+
+
+def test_the_table_of_algorithms_has_them_all() -> None:
+    table = (ROOT / "docs/algorithms/index.md").read_text()
+    named = re.findall(r"^\| \[`(\w+)`\]", table, re.MULTILINE)
+    assert sorted(named) == sorted(row.algorithm.__name__ for row in ALGORITHMS.values())
 
 
 def test_one_version_everywhere() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark's tasks re-implemented on numpy arrays, as Stable-Baselines3 `VecEnv`s.
+"""Tasks of the benchmark re-implemented on numpy arrays, as Stable-Baselines3 `VecEnv`s.
 
 `envs.batched.gymnasium_vector` has them as gymnasium `VectorEnv`s.
 
@@ -47,5 +47,8 @@ def batched_class(env_id: str) -> type[BatchedEnv]:
     if env_id not in BATCHED:
         nearest = difflib.get_close_matches(env_id, BATCHED, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
-        raise ValueError(f"no batched environment {env_id!r}; known: {', '.join(BATCHED)}.{hint}")
+        known = ", ".join(BATCHED)
+        raise ValueError(
+            f"no batched environment {env_id!r}; known: {known}.{hint} Other tasks run on gymnasium's environments."
+        )
     return BATCHED[env_id]

@@ -8,7 +8,7 @@ import pandas as pd
 import typer
 from matplotlib.figure import Figure
 
-from agents.family import FAMILY
+from agents import FAMILY
 from experiments.files import write_atomically
 from experiments.plots import png
 from experiments.report import figures, tables
@@ -122,8 +122,9 @@ def _learning_curves(study: Study) -> list[Image]:
         "Deterministic return (mean of 20 episodes) against env steps: interquartile mean ",
     )
     text += "over seeds, and its pointwise 95 % bootstrap interval."
-    family = [name for name in agents if agent_of(name).upper() in FAMILY]
-    siblings = [name for name in family if agent_of(name).upper() != "SVRPG"]
+    members = {name.lower() for name in FAMILY}
+    family = [name for name in agents if agent_of(name) in members]
+    siblings = [name for name in family if agent_of(name) != "svrpg"]
     opponents = [name for name in agents if name not in siblings]
     images = [Image("learning_curves", png(figures.learning_curves(study, agents, opponents)), text)]
     if siblings:

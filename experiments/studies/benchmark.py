@@ -11,6 +11,7 @@ from rich.table import Table
 
 from agents import get_contestant
 from envs import get_task
+from envs.batched import batched_class
 from experiments.engines import Engine
 from experiments.files import write_atomically
 from experiments.grid import run_grid
@@ -25,13 +26,16 @@ def grid(agents: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], batc
     """Every agent on every task with every seed, once, in an order in which the agents advance together.
 
     Raises:
-        ValueError: Unknown agent or task; batched environments for an agent that has its own.
+        ValueError: Unknown agent or task; batched environments for an agent that has its own, or a task that has none.
     """
     own = [agent for agent in agents if get_contestant(agent).own_environments]
     if batched and own:
         raise ValueError(
             f"--batched: the environments of {', '.join(own)} are part of its tuned settings; leave it out."
         )
+    if batched:
+        for task in tasks:
+            batched_class(get_task(task).id)
     specs = [
         RunSpec(get_contestant(agent).name, get_task(task).id, seed, batched)
         for task in tasks

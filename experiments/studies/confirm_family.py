@@ -14,11 +14,12 @@ import pandas as pd
 import torch
 import typer
 
-from agents.family import FAMILY, tuned_settings
+from agents import FAMILY
 from envs import get_task
 from experiments.files import write_atomically
 from experiments.report.page import markdown_table
 from experiments.studies.tune_family import RESULTS, trial
+from storm_rl.zoo.settings import tuned_settings
 
 BUDGET = 1_000_000
 EVALUATE_EVERY = 1_000

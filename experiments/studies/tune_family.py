@@ -4,7 +4,7 @@ The grid (`grid`) is the product of three learning rates, three pairs of batch s
 A search has two rounds: every setting with one seed and half of the budget, then the best three with two more seeds
 and all of it. Seeds are apart from the benchmark's. The score of a run is the mean of its normalised evaluations
 over the budget; a run ends at the threshold (two evaluations in a row) and its last evaluation is carried on. The
-best mean score of the second round wins, and goes to ``agents/family.json``.
+best mean score of the second round wins, and goes to ``storm_rl/zoo/tuned_settings.json``.
 
 All runs, training and evaluation, are on the batched environments of ``envs.batched``. The rows are in
 ``experiments/results/tune_family/<task>.csv``, one file a task, rewritten whole after each run: a search that was
@@ -22,15 +22,15 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
-from agents.family import FAMILY, SETTINGS_FILE, build_family
+from agents import FAMILY, get_contestant
 from envs import TASKS, Task, get_task
-from envs.batched import make_vec
+from envs.batched import BATCHED, make_vec
 from experiments.files import write_atomically
 from experiments.measures import steps_to_threshold
 from experiments.runs import EVALUATION_EPISODES, ProtocolCallback
+from storm_rl.zoo.settings import SETTINGS_FILE
 
 RESULTS = Path(__file__).parents[1] / "results" / "tune_family"
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
@@ -105,8 +105,8 @@ def trial(
     callback = UntilThreshold(task, batched)
     begin = time.perf_counter()
     error = ""
-    model: BaseAlgorithm = build_family(
-        algorithm, task.id, seed, None, make_vec if batched else make_vec_env, **settings
+    model = get_contestant(algorithm.lower()).build(
+        task.id, seed, None, make_vec if batched else make_vec_env, **settings
     )
     try:
         model.learn(budget, callback=callback)
@@ -168,13 +168,13 @@ def search(algorithm: str, results: Results, budget: int) -> dict[str, Any]:
 
 def tune_family(
     algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="All five by default.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="All that are batched by default.")] = None,
     budget: Annotated[int, typer.Option(help="Env steps of a run of the second round.")] = BUDGET,
     output: Annotated[Path, typer.Option(help="Folder of the rows.")] = RESULTS,
 ) -> None:
     """Search the grid for each algorithm and task, and write the winners where the agents read them."""
     torch.set_num_threads(1)
-    for task_id in tasks or list(TASKS):
+    for task_id in tasks or list(BATCHED):
         results = Results(get_task(task_id), output)
         for algorithm in algorithms or FAMILY:
             winner = search(algorithm, results, budget)

@@ -4,7 +4,19 @@ Importing this module needs nothing beyond the library: what needs the extra imp
 so where it is missing.
 """
 
+from storm_rl.zoo.algorithms import ALGORITHMS, Range, ZooAlgorithm, get_algorithm
 from storm_rl.zoo.hub import model_card, save_for_hub
-from storm_rl.zoo.registration import ALGORITHMS, hyperparameter_file, register
+from storm_rl.zoo.registration import register
+from storm_rl.zoo.settings import hyperparameter_file, hyperparameters
 
-__all__ = ["ALGORITHMS", "hyperparameter_file", "model_card", "register", "save_for_hub"]
+__all__ = [
+    "ALGORITHMS",
+    "Range",
+    "ZooAlgorithm",
+    "get_algorithm",
+    "hyperparameter_file",
+    "hyperparameters",
+    "model_card",
+    "register",
+    "save_for_hub",
+]

@@ -2,14 +2,18 @@
 
 import argparse
 import importlib
+import runpy
 import sys
 
-from storm_rl.zoo.registration import ALGORITHMS, MissingExtraError, hyperparameter_file, register
+from storm_rl.zoo.algorithms import ALGORITHMS
+from storm_rl.zoo.registration import MissingExtraError, register
+from storm_rl.zoo.settings import hyperparameter_file
 
-# Name on the command line: RL Zoo's module and its function.
-COMMANDS = {
+# Name on the command line: RL Zoo's module and its function; None if the module is a script.
+COMMANDS: dict[str, tuple[str, str | None]] = {
     "train": ("rl_zoo3.train", "train"),
     "enjoy": ("rl_zoo3.enjoy", "enjoy"),
+    "record_video": ("rl_zoo3.record_video", None),
     "plot": ("rl_zoo3.plots.plot_train", "plot_train"),
     "plot_from_file": ("rl_zoo3.plots.plot_from_file", "plot_from_file"),
     "all_plots": ("rl_zoo3.plots.all_plots", "all_plots"),
@@ -22,6 +26,7 @@ Hyperparameters of these come with storm-rl unless -conf names a file. Examples:
 
   storm-rl-zoo train --algo storm_plus_pg --env Acrobot-v1
   storm-rl-zoo enjoy --algo storm_plus_pg --env Acrobot-v1 -f logs
+  storm-rl-zoo record_video --algo storm_plus_pg --env Acrobot-v1 -f logs
   storm-rl-zoo plot -a storm_plus_pg -e Acrobot-v1 -f logs
   storm-rl-zoo train --algo svrpg --env CartPole-v1 -optimize --n-trials 20 -n 20000
 
@@ -48,16 +53,21 @@ def main() -> None:
         return
     if command not in COMMANDS:
         sys.exit(f"storm-rl-zoo: unknown command {command!r}\n\n{USAGE}")
+    # The scripts read sys.argv.
     module, function = COMMANDS[command]
     try:
         register()
+        if command == "train":
+            arguments = with_hyperparameter_file(arguments)
+        sys.argv = [f"storm-rl-zoo {command}", *arguments]
+        if function is None:
+            runpy.run_module(module, run_name="__main__")
+            return
         script = getattr(importlib.import_module(module), function)
     except MissingExtraError as error:
         sys.exit(f"storm-rl-zoo: {error}")
     except ImportError as error:
         sys.exit(f"storm-rl-zoo: {MissingExtraError(error)}")
-    # The scripts read sys.argv.
-    sys.argv = [f"storm-rl-zoo {command}", *(with_hyperparameter_file(arguments) if command == "train" else arguments)]
     script()
 
 

@@ -12,7 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import storm_rl
-from storm_rl.zoo.registration import ALGORITHMS, MissingExtraError
+from storm_rl.zoo.algorithms import ALGORITHMS
+from storm_rl.zoo.registration import MissingExtraError
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -169,7 +170,7 @@ def _file_name(model: BaseAlgorithm, env_id: str) -> str:
         from huggingface_sb3 import EnvironmentName, ModelName
     except ImportError as error:
         raise MissingExtraError(error) from error
-    names = [name for name, algorithm in ALGORITHMS.items() if type(model) is algorithm]
+    names = [row.name for row in ALGORITHMS.values() if type(model) is row.algorithm]
     if not names:
         raise ValueError(f"model must be of one of {', '.join(ALGORITHMS)}, got {type(model).__name__}")
     return str(ModelName(names[0], EnvironmentName(env_id)).filename)

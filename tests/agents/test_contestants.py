@@ -24,7 +24,8 @@ def test_storm_plus_pg_has_nothing_set_but_seed_and_environments() -> None:
 
 @pytest.mark.parametrize("task_id", TASKS)
 def test_ppo_has_the_installed_zoos_settings(task_id: str) -> None:
-    settings = yaml.safe_load((files("rl_zoo3") / "hyperparams" / "ppo.yml").read_text())[task_id]
+    sections = yaml.safe_load((files("rl_zoo3") / "hyperparams" / "ppo.yml").read_text())
+    settings = sections.get(task_id, sections["default"])
     model = get_contestant("ppo_zoo").build(task_id, 5, None)
     assert isinstance(model, PPO)
     assert model.n_envs == settings.get("n_envs", 1)

@@ -8,10 +8,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from storm_rl import DEFPG, GPOMDP, PAGEPG, SRVRPG, STORMPG, SVRPG, STORMPlusPG
+from storm_rl import GPOMDP, STORMPlusPG, zoo
 
-ALGORITHMS: list[Any] = [STORMPlusPG, GPOMDP, SVRPG, SRVRPG, STORMPG, PAGEPG, DEFPG]
-FAMILY = ALGORITHMS[1:]
+ALGORITHMS: list[Any] = [row.algorithm for row in zoo.ALGORITHMS.values()]
+FAMILY = [algorithm for algorithm in ALGORITHMS if algorithm is not STORMPlusPG]
 
 VECTOR = spaces.Box(-2.0, 2.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)

@@ -480,9 +480,9 @@ def test_acting_and_evaluating_leave_the_observation_statistics_alone(algorithm:
     assert_equal_states(before, dict(model.policy.observation_statistics.state_dict()), "statistics")
 
 
-def test_family_is_whole() -> None:
+def test_every_algorithm_of_the_package_is_registered() -> None:
     import storm_rl
 
     exported = {name for name in storm_rl.__all__ if isinstance(getattr(storm_rl, name), type)}
     assert exported == {algorithm.__name__ for algorithm in ALGORITHMS}
-    assert len(FAMILY) == 6
+    assert len(FAMILY) >= 6

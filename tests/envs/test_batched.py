@@ -67,8 +67,9 @@ def assert_same_infos(infos: list[dict[str, Any]], expected: list[dict[str, Any]
             assert [type(info["episode"][key]) for key in "rlt"] == [type(wanted["episode"][key]) for key in "rlt"]
 
 
-def test_every_task_of_the_benchmark_is_batched() -> None:
-    assert BATCHED.keys() == TASKS.keys()
+def test_batched_environments_are_tasks_of_the_benchmark() -> None:
+    assert BATCHED.keys() <= TASKS.keys()
+    assert len(BATCHED) >= 5
 
 
 @pytest.mark.parametrize("env_id", BATCHED)

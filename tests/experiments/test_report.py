@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from agents import CONTESTANTS, Contestant
 from agents.ablations import ABLATIONS
-from agents.storm_plus_pg import build_storm_plus_pg
 from envs import TASKS, Task
 from experiments.cli import app
 from experiments.report import figures, tables
@@ -88,7 +87,7 @@ def test_batched_runs_have_rows_of_their_own(store: Store) -> None:
 def test_new_agent_and_new_task_need_one_entry_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task("Acrobot-v1", 10_000, 1_000, -90.0, (-500.0, -75.0))
     monkeypatch.setitem(TASKS, "Acrobot-v2", dataclasses.replace(task, id="Acrobot-v2"))
-    monkeypatch.setitem(CONTESTANTS, "mine", Contestant("mine", "Mine", build_storm_plus_pg))
+    monkeypatch.setitem(CONTESTANTS, "mine", Contestant("mine", "Mine", CONTESTANTS["storm_plus_pg"].build))
     study = Study.of(load_runs(store("mine", "Acrobot-v2", 0, 3_000).parents[1]))
     assert tables.steps(study, study.contestants).to_dict("records") == [{"agent": "Mine", "Acrobot-v2": "3,000"}]
     assert len(build(study, {})) > 4

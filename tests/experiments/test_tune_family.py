@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agents.family import FAMILY
+from agents import FAMILY
 from envs import get_task
 from experiments.studies import tune_family
 

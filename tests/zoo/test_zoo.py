@@ -13,12 +13,66 @@ import numpy as np
 import pytest
 import yaml
 
-from agents.family import N_ENVS as FAMILY_N_ENVS
-from agents.family import tuned_settings
-from agents.storm_plus_pg import N_ENVS
 from envs import TASKS
-from storm_rl import SVRPG, STORMPlusPG
-from storm_rl.zoo import ALGORITHMS, cli, hyperparameter_file, model_card, register, save_for_hub
+from storm_rl import PAGEPG, SVRPG, STORMPlusPG
+from storm_rl.zoo import ALGORITHMS, cli, hyperparameter_file, hyperparameters, model_card, register, save_for_hub
+from storm_rl.zoo.algorithms import Range, ZooAlgorithm
+from storm_rl.zoo.settings import tuned_settings
+
+# What the package's YAML files held before they were made from the stored settings: for each task the learning rate,
+# batch size, mini-batch size and baseline.
+N_TIMESTEPS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 200_000,
+    "MountainCar-v0": 200_000,
+    "MountainCarContinuous-v0": 60_000,
+    "Pendulum-v1": 150_000,
+}
+FORMER_SETTINGS: dict[str, list[tuple[float, int, int | None, str]]] = {
+    "storm_plus_pg": [],
+    "svrpg": [
+        (0.03, 10, 5, "leave_one_out"),
+        (0.01, 30, 10, "leave_one_out"),
+        (0.03, 30, 10, "state_value"),
+        (0.01, 100, 10, "state_value"),
+        (0.01, 30, 10, "leave_one_out"),
+    ],
+    "gpomdp": [
+        (0.03, 10, None, "leave_one_out"),
+        (0.01, 5, None, "leave_one_out"),
+        (0.01, 30, None, "state_value"),
+        (0.03, 5, None, "state_value"),
+        (0.003, 5, None, "state_value"),
+    ],
+    "srvrpg": [
+        (0.01, 10, 5, "state_value"),
+        (0.01, 30, 10, "leave_one_out"),
+        (0.003, 10, 5, "leave_one_out"),
+        (0.03, 100, 10, "state_value"),
+        (0.003, 100, 10, "state_value"),
+    ],
+    "stormpg": [
+        (0.03, 10, 5, "leave_one_out"),
+        (0.003, 30, 10, "leave_one_out"),
+        (0.01, 10, 5, "leave_one_out"),
+        (0.03, 100, 10, "state_value"),
+        (0.003, 100, 10, "leave_one_out"),
+    ],
+    "pagepg": [
+        (0.01, 10, 5, "leave_one_out"),
+        (0.01, 30, 10, "leave_one_out"),
+        (0.003, 10, 5, "leave_one_out"),
+        (0.01, 10, 5, "leave_one_out"),
+        (0.003, 100, 10, "leave_one_out"),
+    ],
+    "defpg": [
+        (0.01, 30, 10, "state_value"),
+        (0.01, 30, 10, "leave_one_out"),
+        (0.003, 30, 10, "leave_one_out"),
+        (0.01, 10, 5, "state_value"),
+        (0.003, 100, 10, "state_value"),
+    ],
+}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -36,8 +90,8 @@ def test_train_then_enjoy(
     assert str(hyperparameter_file(algorithm)) in capsys.readouterr().out
     folder = tmp_path / "logs" / algorithm / "CartPole-v1_1"
     assert {"CartPole-v1.zip", "best_model.zip", "evaluations.npz"} <= {path.name for path in folder.iterdir()}
-    model = ALGORITHMS[algorithm].load(folder / "CartPole-v1.zip")
-    assert (model.seed, model.n_envs) == (1, {"storm_plus_pg": N_ENVS, "svrpg": FAMILY_N_ENVS}[algorithm])
+    model = ALGORITHMS[algorithm].algorithm.load(folder / "CartPole-v1.zip")
+    assert (model.seed, model.n_envs) == (1, {"storm_plus_pg": 8, "svrpg": 5}[algorithm])
     run(monkeypatch, "enjoy", *same, "-n", "600", "--no-render", "--device", "cpu")
     assert "Mean reward" in capsys.readouterr().out
 
@@ -72,18 +126,73 @@ def test_every_search_space_is_one_of_the_constructors(algorithm: str) -> None:
         trial = study.ask()
         sampled = HYPERPARAMS_SAMPLER[algorithm](trial, 2, 1, {})
         assert HYPERPARAMS_CONVERTER[algorithm](trial.params) == sampled
-        ALGORITHMS[algorithm]("MlpPolicy", "CartPole-v1", **sampled)
+        build: Any = ALGORITHMS[algorithm].algorithm
+        build("MlpPolicy", "CartPole-v1", **sampled)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_files_hold_the_benchmarks_settings_and_nothing_else(algorithm: str) -> None:
     sections: dict[str, dict[str, Any]] = yaml.safe_load(hyperparameter_file(algorithm).read_text())
-    assert list(sections) == ["default", *TASKS]
+    assert sections == hyperparameters(algorithm)
+    assert next(iter(sections)) == "default"
+    assert set(sections) - {"default"} <= set(TASKS)
     for task_id, section in sections.items():
-        tuned = tuned_settings(ALGORITHMS[algorithm].__name__, task_id)
-        n_envs = N_ENVS if algorithm == "storm_plus_pg" else FAMILY_N_ENVS
+        tuned = tuned_settings(ALGORITHMS[algorithm].algorithm.__name__, task_id)
+        n_envs = 8 if algorithm == "storm_plus_pg" else 5
         budget = TASKS[task_id].budget if task_id in TASKS else 1_000_000
         assert section == {"n_envs": n_envs, "n_timesteps": budget, "policy": "MlpPolicy", **tuned}
+
+
+@pytest.mark.parametrize("algorithm", FORMER_SETTINGS)
+def test_what_is_generated_is_what_the_files_held(algorithm: str) -> None:
+    same = {"n_envs": 8 if algorithm == "storm_plus_pg" else 5, "policy": "MlpPolicy"}
+    expected = {"default": {**same, "n_timesteps": 1_000_000}}
+    expected |= {task_id: {**same, "n_timesteps": steps} for task_id, steps in N_TIMESTEPS.items()}
+    for task_id, values in zip(N_TIMESTEPS, FORMER_SETTINGS[algorithm], strict=False):
+        names = ("learning_rate", "batch_size", "mini_batch_size", "baseline")
+        expected[task_id] |= {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    assert yaml.safe_load(hyperparameter_file(algorithm).read_text()) == expected
+
+
+def test_a_task_with_settings_of_its_own_has_a_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = tmp_path / "tuned_settings.json"
+    found.write_text('{"SVRPG": {"LunarLander-v3": {"learning_rate": 1e-5}}}')
+    monkeypatch.setattr("storm_rl.zoo.settings.SETTINGS_FILE", found)
+    section = yaml.safe_load(hyperparameter_file("svrpg").read_text())["LunarLander-v3"]
+    assert section == {"n_envs": 5, "n_timesteps": 1_000_000, "policy": "MlpPolicy", "learning_rate": 1e-5}
+
+
+def test_one_row_is_all_that_an_algorithm_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rl_zoo3 import hyperparams_opt, utils
+
+    class Toy(PAGEPG):
+        pass
+
+    # `register` writes to RL Zoo's tables; undone at the end.
+    for table in (utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER):
+        monkeypatch.setitem(table, "toy", None)
+    monkeypatch.setitem(ALGORITHMS, "toy", ZooAlgorithm("toy", Toy, 2, {"probability": Range(0.2, 0.4)}))
+    monkeypatch.chdir(tmp_path)
+    same = ("--algo", "toy", "--env", "CartPole-v1", "-n", "300", "--seed", "1")
+    run(monkeypatch, "train", *same, "-f", "logs", "--eval-freq", "-1")
+    assert "('n_envs', 2)" in capsys.readouterr().out
+    search = ("-optimize", "--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    run(monkeypatch, "train", *same, "-f", "searches", *search)
+    assert "probability: 0." in capsys.readouterr().out
+    model = Toy.load(tmp_path / "logs/toy/CartPole-v1_1/CartPole-v1.zip")
+    assert save_for_hub(model, "CartPole-v1", "hub", "me/toy", n_episodes=1).name == "toy-CartPole-v1.zip"
+
+
+def test_a_video_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("moviepy")
+    monkeypatch.chdir(tmp_path)
+    same = ("--algo", "svrpg", "--env", "CartPole-v1", "-f", "logs")
+    run(monkeypatch, "train", *same, "-n", "300", "--eval-freq", "-1")
+    run(monkeypatch, "record_video", *same, "-n", "20", "-o", "videos", "--no-render")
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    assert video.stat().st_size > 0
 
 
 def test_a_given_file_and_other_algorithms_are_left_alone() -> None:

@@ -1,0 +1,91 @@
+"""Hyperparameters for RL Zoo, made from the settings that the study ``tune-family`` found."""
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from storm_rl.zoo.algorithms import get_algorithm
+from storm_rl.zoo.registration import MissingExtraError
+
+SETTINGS_FILE = Path(__file__).with_name("tuned_settings.json")
+"""What the search found: by class name and environment, the constructor arguments that differ from the defaults."""
+
+_DEFAULT_N_TIMESTEPS = 1_000_000
+# The benchmark's budgets, which a wheel does not hold.
+_N_TIMESTEPS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 200_000,
+    "MountainCar-v0": 200_000,
+    "MountainCarContinuous-v0": 60_000,
+    "Pendulum-v1": 150_000,
+}
+
+
+def tuned_settings(class_name: str, env_id: str) -> dict[str, Any]:
+    """The arguments found for that environment; empty, so that the defaults rule, where none were searched for.
+
+    Args:
+        class_name: As ``"SVRPG"``.
+        env_id: Gymnasium's id.
+    """
+    return _tuned(class_name).get(env_id, {})
+
+
+def _tuned(class_name: str) -> dict[str, dict[str, Any]]:
+    # Read anew each time: a search in the same process may have written it.
+    settings: dict[str, dict[str, dict[str, Any]]] = json.loads(SETTINGS_FILE.read_text(encoding="utf-8"))
+    return settings.get(class_name, {})
+
+
+def hyperparameters(algorithm: str) -> dict[str, dict[str, Any]]:
+    """What RL Zoo reads: a default section, and one for each environment with a budget or settings of its own.
+
+    Args:
+        algorithm: A key of `ALGORITHMS`.
+
+    Raises:
+        ValueError: No such algorithm.
+    """
+    row = get_algorithm(algorithm)
+    tuned = _tuned(row.algorithm.__name__)
+    return {
+        section: {
+            "n_envs": row.n_envs,
+            "n_timesteps": _N_TIMESTEPS.get(section, _DEFAULT_N_TIMESTEPS),
+            "policy": "MlpPolicy",
+            **tuned.get(section, {}),
+        }
+        for section in dict.fromkeys(("default", *_N_TIMESTEPS, *tuned))
+    }
+
+
+def hyperparameter_file(algorithm: str) -> Path:
+    """`hyperparameters` as a YAML file for RL Zoo's ``-conf``, to be read or copied.
+
+    The file is temporary: it is there until this process ends.
+
+    Args:
+        algorithm: A key of `ALGORITHMS`.
+
+    Raises:
+        MissingExtraError: PyYAML, which comes with RL Zoo, is not installed.
+        ValueError: No such algorithm.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError(error) from error
+    path = _folder() / f"{algorithm}.yml"
+    path.write_text(yaml.safe_dump(hyperparameters(algorithm), sort_keys=False), encoding="utf-8")
+    return path
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="storm-rl-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
