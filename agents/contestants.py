@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from agents.build import build_model
 from agents.zoo import build_from_zoo
 from storm_rl import STORMPlusPG
+from storm_rl.storm_plus_pg import STORMPlusPGVariant
 from storm_rl.zoo import ALGORITHMS
 
 _SIBLINGS = [row for row in ALGORITHMS.values() if row.algorithm is not STORMPlusPG]
@@ -32,18 +33,25 @@ class Contestant:
             the contestant's own, the model with its training environments, ready for ``learn``. ``make_env`` among
             them stands in for SB3's ``make_vec_env``, unless it has environments of its own.
         own_environments: Whether its environments are part of its settings, so that no others can stand in.
+        build_variant: What builds it with arguments in brackets, where that is not ``build``.
     """
 
     name: str
     label: str
     build: Callable[..., BaseAlgorithm]
     own_environments: bool = False
+    build_variant: Callable[..., BaseAlgorithm] | None = None
 
 
 CONTESTANTS: dict[str, Contestant] = {
     contestant.name: contestant
     for contestant in (
-        Contestant("storm_plus_pg", "STORM+PG (defaults)", partial(build_model, STORMPlusPG)),
+        Contestant(
+            "storm_plus_pg",
+            "STORM+PG (defaults)",
+            partial(build_model, STORMPlusPG),
+            build_variant=partial(build_model, STORMPlusPGVariant),
+        ),
         Contestant("ppo_zoo", "PPO (RL Zoo tuned)", partial(build_from_zoo, "ppo"), own_environments=True),
         Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_model, PPO)),
         Contestant("a2c_zoo", "A2C (RL Zoo tuned)", partial(build_from_zoo, "a2c"), own_environments=True),
@@ -70,7 +78,7 @@ def get_contestant(name: str) -> Contestant:
     contestant = CONTESTANTS[base]
     if not bracket:
         return contestant
-    build = partial(contestant.build, **_literals(name, arguments))
+    build = partial(contestant.build_variant or contestant.build, **_literals(name, arguments))
     label = f"{contestant.label.removesuffix(' (defaults)')} [{arguments}"
     return Contestant(name, label, build, contestant.own_environments)
 

@@ -16,7 +16,7 @@ import torch
 from storm_rl import DEFPG, GPOMDP, PAGEPG, SRVRPG, STORMPG, SVRPG, STORMPlusPG
 from storm_rl.optim import STORM, MetaSTORM, STORMPlus
 
-model = STORMPlusPG("MlpPolicy", "CartPole-v1", momentum="storm+", momentum_floor=0.0, metric="euclidean", max_kl=None)
+model = STORMPlusPG("MlpPolicy", "CartPole-v1", critic_learning_rate=1e-3, target_kl=None)
 assert_type(model.learn(100), STORMPlusPG)
 assert_type(STORMPlusPG.load("model"), STORMPlusPG)
 assert_type(SVRPG("MlpPolicy", "CartPole-v1", baseline="none").learn(100), SVRPG)
@@ -28,7 +28,7 @@ for optimizer in (STORMPlus(network.parameters()), STORM(network.parameters()), 
 """
 # A type checker must see each of these.
 MISTAKES = {
-    'STORMPlusPG("MlpPolicy", "CartPole-v1", metric="manhattan")': "arg-type",
+    'STORMPlusPG("MlpPolicy", "CartPole-v1", target_kl="manhattan")': "arg-type",
     'SVRPG("MlpPolicy", "CartPole-v1", mini_batch_sice=5)': "call-arg",
 }
 

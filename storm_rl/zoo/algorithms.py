@@ -46,10 +46,10 @@ _AGENT_SPACE: SearchSpace = {
     "gamma": [0.95, 0.98, 0.99, 0.995, 0.999],
     "gae_lambda": [0.9, 0.95, 0.98, 1.0],
     "ent_coef": [0.0, 0.001, 0.01, 0.03],
-    "learning_rate": Range(3e-4, 3e-3, log=True),
+    "critic_learning_rate": Range(3e-4, 3e-3, log=True),
     "critic_steps": [40, 80, 160],
     "reuse_rollouts": [1, 2, 4],
-    "max_kl": Range(3e-3, 3e-2, log=True),
+    "target_kl": Range(3e-3, 3e-2, log=True),
 }
 
 # The family's: learning rate and batch sizes, as in the search that is stored with this project. What tells one sibling
