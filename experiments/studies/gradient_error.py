@@ -33,13 +33,13 @@ from envs import get_task
 from envs.batched import make_vec
 from experiments.files import write_atomically
 from experiments.plots import COLOURS, LINES, save
-from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
+from storm_rl.episodic.recursions import AnchoredRecursion, Vector, vector_norm
 from storm_rl.common.distributions import kept, mean_kl
-from storm_rl.common.trajectories import TrajectoryBatch
-from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
-from storm_rl.gpomdp import GPOMDP
+from storm_rl.episodic.episodes import TrajectoryBatch
+from storm_rl.episodic.episodic_algorithm import EpisodicAlgorithm
+from storm_rl.episodic import GPOMDP
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights
-from storm_rl.gradients.returns import (
+from storm_rl.episodic.returns import (
     Baseline,
     discount_factors,
     generalised_advantages,
@@ -47,12 +47,12 @@ from storm_rl.gradients.returns import (
     monte_carlo_returns,
     reinforce_advantages,
 )
-from storm_rl.gradients.surrogates import pad
+from storm_rl.episodic.episodes import pad
 from storm_rl.gradients.two_point import LogProbAtPoints
 from storm_rl.optim.recursion import storm_plus_momentum
-from storm_rl.srvrpg.srvrpg import EpochRecursion
-from storm_rl.stormpg.stormpg import MomentumRecursion
-from storm_rl.svrpg.svrpg import SnapshotRecursion
+from storm_rl.episodic.recursions import EpochRecursion
+from storm_rl.episodic.recursions import MomentumRecursion
+from storm_rl.episodic.recursions import SnapshotRecursion
 
 RESULTS = Path(__file__).parents[1] / "results" / "gradient_error"
 LARGE, SMALL = 100, 10
@@ -69,14 +69,14 @@ GAE_LAMBDA = 0.95
 MOMENTUM_FLOOR = 0.3
 
 
-def use(model: TrajectoryAlgorithm, env: VecEnv) -> None:
+def use(model: EpisodicAlgorithm, env: VecEnv) -> None:
     """Exchange the environment; unlike SB3's ``set_env``, for another number of them."""
     model.env, model.n_envs = env, env.num_envs
     model._last_obs = env.reset()  # type: ignore[assignment]
     model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 
 
-def collect(model: TrajectoryAlgorithm, n_episodes: int) -> TrajectoryBatch:
+def collect(model: EpisodicAlgorithm, n_episodes: int) -> TrajectoryBatch:
     """A batch of the current policy, with no callback and no effect on the policy."""
     callback = CallbackList([])
     callback.init_callback(model)
@@ -85,14 +85,14 @@ def collect(model: TrajectoryAlgorithm, n_episodes: int) -> TrajectoryBatch:
 
 
 def estimate(
-    model: TrajectoryAlgorithm, batch: TrajectoryBatch, points: list[Vector], only_gpomdp: bool = False
+    model: EpisodicAlgorithm, batch: TrajectoryBatch, points: list[Vector], only_gpomdp: bool = False
 ) -> dict[str, Any]:
     """The estimates that one batch of the policy at ``points[0]`` allows, there and (weighted) at the others."""
     at = LogProbAtPoints(
-        lambda parameters: model._law.at(parameters, batch.observations, batch.actions),
+        lambda parameters: model._distribution.at(parameters, batch.observations, batch.actions),
         points,
         vectorised=False,
-        with_respect_to=model._law.actor_names,
+        with_respect_to=model._distribution.actor_names,
     )
     log_prob, mask = pad(at.values.double(), batch.mask), batch.mask
     weights = [per_decision_weights(each, log_prob[0], mask) for each in log_prob[1:]]
@@ -122,16 +122,16 @@ def estimate(
 
 
 @torch.no_grad()
-def weights_of(model: TrajectoryAlgorithm, batch: TrajectoryBatch, points: list[Vector]) -> list[Tensor]:
+def weights_of(model: EpisodicAlgorithm, batch: TrajectoryBatch, points: list[Vector]) -> list[Tensor]:
     """Per-decision weights from the policy at ``points[0]`` to the others."""
     inputs = (batch.observations, batch.actions)
-    log_prob = [pad(model._law.at(point, *inputs).double(), batch.mask) for point in points]
+    log_prob = [pad(model._distribution.at(point, *inputs).double(), batch.mask) for point in points]
     return [per_decision_weights(each, log_prob[0], batch.mask) for each in log_prob[1:]]
 
 
-def make_step(model: TrajectoryAlgorithm, batch: TrajectoryBatch, gradient: Vector, kl: float) -> None:
+def make_step(model: EpisodicAlgorithm, batch: TrajectoryBatch, gradient: Vector, kl: float) -> None:
     """Move the policy along ``gradient`` until the mean KL over the batch's states is ``kl`` (found by bisection)."""
-    parameters = model._law.named(list(gradient))
+    parameters = model._distribution.named(list(gradient))
     before = {name: values.detach().clone() for name, values in parameters.items()}
     with torch.no_grad():
         old = kept(model.policy.get_distribution(batch.observations))
@@ -163,7 +163,7 @@ def compare(found: Vector, reference: Vector) -> dict[str, float]:
 
 
 def walk(
-    model: TrajectoryAlgorithm, kl: float, reference_episodes: int
+    model: EpisodicAlgorithm, kl: float, reference_episodes: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One path: rows of errors and rows of weights."""
     recursions: dict[str, AnchoredRecursion] = {
@@ -174,7 +174,7 @@ def walk(
     }
     errors: list[dict[str, Any]] = []
     weights: list[dict[str, Any]] = []
-    start = {name: values.clone() for name, values in model._law.point().items()}
+    start = {name: values.clone() for name, values in model._distribution.point().items()}
     batch = collect(model, LARGE)
     found = estimate(model, batch, [start])
     scale = float(monte_carlo_returns(batch.rewards, batch.mask, model.gamma)[batch.mask].std())
@@ -185,7 +185,7 @@ def walk(
     previous, gradient = start, found["gpomdp"]
     for step in range(1, N_STEPS + 1):
         make_step(model, batch, gradient, kl)
-        point = {name: values.clone() for name, values in model._law.point().items()}
+        point = {name: values.clone() for name, values in model._distribution.point().items()}
         batch = collect(model, SMALL)
         found = estimate(model, batch, [point, previous, start])
         gradient = found["gpomdp"]

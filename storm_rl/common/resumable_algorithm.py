@@ -1,10 +1,11 @@
 """The base of every algorithm here: SB3's, with bad input named, files written whole, and runs that resume exactly."""
 
+import inspect
 import io
 import random
 import warnings
 from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -287,6 +288,22 @@ class ResumableAlgorithm(BaseAlgorithm):
             # After the set-up, which seeds.
             model._load_run_state(run_state, resumes=not force_reset)
         return model
+
+
+def constructor_parameters(algorithm: type[BaseAlgorithm]) -> dict[str, inspect.Parameter]:
+    """All parameters of an algorithm's constructor by name, with those that ``**kwargs`` hands to its base."""
+    found: dict[str, inspect.Parameter] = {}
+    handed_on: set[str] | None = None
+    for kind in algorithm.__mro__:
+        parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.kind is not parameter.VAR_KEYWORD and (handed_on is None or parameter.name in handed_on):
+                found.setdefault(parameter.name, parameter)
+        if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+            break
+        # ``**kwargs: Unpack[Names]`` says which; any other annotation leaves all.
+        handed_on = {name for names in get_args(parameters[-1].annotation) for name in names.__annotations__} or None
+    return found
 
 
 def _check_space(name: str, space: spaces.Space[Any], supported: tuple[type[spaces.Space[Any]], ...]) -> None:

@@ -1,6 +1,5 @@
 """Models for the Hugging Face hub: a folder with the saved model and a card that says what it is worth."""
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import storm_rl
+from storm_rl.common.resumable_algorithm import constructor_parameters
 from storm_rl.zoo.algorithms import ALGORITHMS
 from storm_rl.zoo.registration import MissingExtraError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 # Arguments of the constructors that do not change what is learned.
-_NO_SETTINGS = {"self", "policy", "env", "stats_window_size", "tensorboard_log", "verbose", "seed", "device"}
+_NO_SETTINGS = {"policy", "env", "stats_window_size", "tensorboard_log", "verbose", "seed", "device"}
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -178,5 +178,5 @@ def _file_name(model: BaseAlgorithm, env_id: str) -> str:
 
 def _settings(model: BaseAlgorithm) -> dict[str, Any]:
     """The constructor's arguments, which are attributes of the same name."""
-    parameters = inspect.signature(type(model).__init__).parameters
-    return {name: getattr(model, name) for name in parameters if name not in _NO_SETTINGS and not name.startswith("_")}
+    names = constructor_parameters(type(model))
+    return {name: getattr(model, name) for name in names if name not in _NO_SETTINGS and not name.startswith("_")}

@@ -28,6 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from storm_rl import STORMPlusPG
 from storm_rl.common.policies import StandardisedActorCriticPolicy
+from storm_rl.common.resumable_algorithm import constructor_parameters
 from tests.contract.cases import (
     ACTION_SPACES,
     ALGORITHMS,
@@ -55,7 +56,7 @@ def vectors(*env_arguments: Any, n: int = 2) -> DummyVecEnv:
 
 @for_all
 def test_arguments_come_in_the_order_of_stable_baselines_and_have_its_defaults(algorithm: Any) -> None:
-    names = list(inspect.signature(algorithm.__init__).parameters.values())[1:]
+    names = list(constructor_parameters(algorithm).values())
     assert [parameter.name for parameter in names[:3]] == ["policy", "env", learning_rate_argument(algorithm)]
     last = ["stats_window_size", "tensorboard_log", "policy_kwargs", "verbose", "seed", "device", "_init_setup_model"]
     assert [parameter.name for parameter in names[-len(last) :]] == last

@@ -1,6 +1,5 @@
 """Any value of any argument, and any spaces: a clear error or a finite update, never a crash deep inside."""
 
-import inspect
 import math
 import traceback
 from typing import Any
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from storm_rl import STORMPlusPG
+from storm_rl.common.resumable_algorithm import constructor_parameters
 from tests.contract.cases import ALGORITHMS, VECTOR, RandomEnv, parameters, small
 
 for_all = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
@@ -52,7 +52,7 @@ def check(algorithm: Any, words: list[str], env: Any, policy: str = "MlpPolicy",
 
 @for_all
 def test_any_value_of_any_argument_trains_or_is_named(algorithm: Any) -> None:
-    names = sorted(set(inspect.signature(algorithm.__init__).parameters) - NOT_FUZZED)
+    names = sorted(set(constructor_parameters(algorithm)) - NOT_FUZZED)
 
     @bounded
     @given(name=st.sampled_from(names), value=VALUES)

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
+from storm_rl.gradients.surrogates import pad, score_surrogate
 
 from experiments.studies import gradient_error
 from storm_rl.common.importance_weights import per_decision_weights
-from storm_rl.gpomdp import GPOMDP
-from storm_rl.gradients.returns import gpomdp_advantages
-from storm_rl.gradients.surrogates import pad, score_surrogate
+from storm_rl.episodic import GPOMDP
+from storm_rl.episodic.returns import gpomdp_advantages
 
 
 def test_small_study_writes_its_tables_and_its_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,12 +39,12 @@ def test_small_study_writes_its_tables_and_its_plot(tmp_path: Path, monkeypatch:
 def test_estimate_at_another_point_is_weighted_from_the_policy_that_sampled_to_it() -> None:
     model = GPOMDP("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), batch_size=2, seed=0).learn(1)
     batch = gradient_error.collect(model, 3)
-    here = {name: values.clone() for name, values in model._law.point().items()}
+    here = {name: values.clone() for name, values in model._distribution.point().items()}
     there = {name: values + 0.05 * torch.ones_like(values).cumsum(0) for name, values in here.items()}
     found = gradient_error.estimate(model, batch, [here, there])
-    leaves = {name: there[name].clone().requires_grad_(True) for name in model._law.actor_names}
-    target = pad(model._law.at({**there, **leaves}, batch.observations, batch.actions).double(), batch.mask)
-    behaviour = pad(model._law(batch.observations, batch.actions).double(), batch.mask)
+    leaves = {name: there[name].clone().requires_grad_(True) for name in model._distribution.actor_names}
+    target = pad(model._distribution.at({**there, **leaves}, batch.observations, batch.actions).double(), batch.mask)
+    behaviour = pad(model._distribution(batch.observations, batch.actions).double(), batch.mask)
     weights = per_decision_weights(target, behaviour, batch.mask)
     advantages = gpomdp_advantages(batch.rewards, batch.mask, model.gamma, "leave_one_out", weights)
     expected = torch.autograd.grad(score_surrogate(target, advantages, batch.mask), list(leaves.values()))
@@ -84,7 +84,7 @@ def test_each_recursion_of_the_study_is_corrected_at_its_own_anchor(monkeypatch:
 def test_a_step_has_the_kl_that_was_asked_for() -> None:
     model = GPOMDP("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), batch_size=5, seed=0).learn(100)
     batch = gradient_error.collect(model, 5)
-    point = model._law.point()
+    point = model._distribution.point()
     gradient = gradient_error.estimate(model, batch, [point])["gpomdp"]
     before = torch.log_softmax(model.policy.get_distribution(batch.observations).distribution.logits, -1)  # type: ignore
     gradient_error.make_step(model, batch, gradient, 1e-3)

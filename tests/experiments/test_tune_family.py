@@ -27,7 +27,7 @@ def test_a_failing_setting_scores_nothing_and_does_not_stop_the_search(monkeypat
     def fail(*_: object, **__: object) -> None:
         raise ValueError("a weight overflows")
 
-    monkeypatch.setattr("storm_rl.common.trajectory_algorithm.TrajectoryAlgorithm.train", fail)
+    monkeypatch.setattr("storm_rl.episodic.episodic_algorithm.EpisodicAlgorithm.train", fail)
     row = tune_family.trial("SVRPG", get_task("CartPole-v1"), {}, 0, 5_000)
     assert row["score"] == 0.0
     assert "overflows" in row["error"]

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector
-from storm_rl.gpomdp.gpomdp import PlainGradient
-from storm_rl.pagepg.pagepg import CoinRecursion
-from storm_rl.srvrpg.srvrpg import EpochRecursion
-from storm_rl.stormpg.stormpg import MomentumRecursion
-from storm_rl.svrpg.svrpg import SnapshotRecursion
+from storm_rl.episodic.recursions import (
+    AnchoredRecursion,
+    CoinRecursion,
+    EpochRecursion,
+    MomentumRecursion,
+    PlainGradient,
+    SnapshotRecursion,
+    Vector,
+)
 
 
 def vector(value: float) -> Vector:

@@ -5,10 +5,9 @@ are all of the form
 
 .. math:: \hat g = \frac{1}{N} \sum_i \sum_{k < T_i} A_{ik} \nabla \log \pi_\theta(a_{ik} | s_{ik})
 
-and differ in the coefficients ``A``, called advantages here, which this module computes; `surrogates`
-multiplies them with log-probabilities. The factor :math:`\gamma^k` of the step's own time is part of ``A``
-for REINFORCE and GPOMDP, since it is part of the gradient of ``J``; deep actor-critic practice drops it, and
-so does `generalised_advantages`.
+and differ in the coefficients ``A``, called advantages here, which this module computes. The factor
+:math:`\gamma^k` of the step's own time is part of ``A`` for REINFORCE and GPOMDP, since it is part of the gradient of
+``J``; deep actor-critic practice drops it.
 
 Conventions are those of `importance_weights`: shape ``(n_episodes, n_steps)``, a boolean mask, nothing read
 where it is false. All results are zero there and detached.
@@ -154,54 +153,6 @@ def gpomdp_advantages(
         check_mask(mask, values)
         expected = masked(values.detach(), mask) * factors
     return masked(to_go - weights * expected, mask)
-
-
-def generalised_advantages(
-    rewards: Tensor,
-    mask: Tensor,
-    values: Tensor,
-    gamma: float,
-    gae_lambda: float,
-    final_values: Tensor | None = None,
-) -> Tensor:
-    r"""GAE (Schulman et al., ICLR 2016): :math:`A_k = \sum_{h \ge k} (\gamma\lambda)^{h-k} \delta_h`.
-
-    With :math:`\delta_h = r_h + \gamma V(s_{h+1}) - V(s_h)`. Biased unless ``gae_lambda`` is 1 or ``V`` is
-    exact. How much: on the four-step cliff of ``envs.mdps``, with ``V = 0`` and the factor
-    :math:`\gamma^k` put back, the bias is 7.8 % of the exact gradient for lambda 0.95, 62 % for 0.5, 96 % for 0.
-
-    Args:
-        rewards: Shape ``(n_episodes, n_steps)``.
-        mask: Boolean, the same shape, true from the first step of an episode to its last.
-        values: ``V(s_h)``, the same shape.
-        gamma: Discount in [0, 1].
-        gae_lambda: In [0, 1]; 0 is one-step, 1 Monte-Carlo.
-        final_values: ``V`` of the state after the last step, shape ``(n_episodes,)``: 0 where the episode
-            terminated, the critic's estimate where it was cut off. None: all 0.
-
-    Raises:
-        ValueError: As `monte_carlo_returns`; if ``gae_lambda`` is outside [0, 1]; for other shapes.
-    """
-    check_padded("rewards", rewards)
-    check_mask(mask, rewards)
-    check_mask(mask, values)
-    discount_factors(0, gamma, rewards)
-    if not 0.0 <= gae_lambda <= 1.0:
-        raise ValueError(f"gae_lambda must lie in [0, 1], got {gae_lambda}")
-    if final_values is None:
-        final_values = torch.zeros_like(rewards[:, 0])
-    if final_values.shape != rewards.shape[:1]:
-        raise ValueError(f"final_values have shape {tuple(final_values.shape)}, expected ({len(rewards)},)")
-    rewards, values = masked(rewards.detach(), mask), masked(values.detach(), mask)
-    advantages = torch.zeros_like(rewards)
-    running, next_values = torch.zeros_like(final_values), final_values.detach()
-    for step in reversed(range(rewards.shape[1])):
-        delta = rewards[:, step] + gamma * next_values - values[:, step]
-        alive = mask[:, step]
-        running = torch.where(alive, delta + gamma * gae_lambda * running, running)
-        next_values = torch.where(alive, values[:, step], next_values)
-        advantages[:, step] = running
-    return masked(advantages, mask)
 
 
 def _broadcast_weights(weights: Tensor | None, rewards: Tensor, mask: Tensor) -> Tensor:

@@ -1,24 +1,17 @@
 """The base of the algorithms that learn from whole trajectories: collection, two-point gradients, steps, critic."""
 
-import time
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import (
-    explained_variance,
-    obs_as_tensor,
-    safe_mean,
-    update_learning_rate,
-)
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
 from torch import Tensor, nn
 
-from storm_rl.common.action_law import ActionLaw
-from storm_rl.common.anchored_recursion import AnchoredRecursion, Vector, vector_norm
 from storm_rl.common.checks import (
     acting,
     all_or_nothing,
@@ -27,39 +20,26 @@ from storm_rl.common.checks import (
     check_range,
     check_transition,
 )
-from storm_rl.common.importance_weights import (
-    effective_sample_size,
-    per_decision_weights,
-    trajectory_weights,
-)
+from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights, trajectory_weights
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy, environment_actions, select
 from storm_rl.common.resumable_algorithm import ResumableAlgorithm
-from storm_rl.common.trajectories import EpisodeRecorder, TrajectoryBatch
-from storm_rl.gradients.returns import (
-    Baseline,
-    check_baseline,
-    gpomdp_advantages,
-    monte_carlo_returns,
-    reinforce_advantages,
-)
-from storm_rl.gradients.surrogates import pad
-from storm_rl.gradients.two_point import LogProbAtPoints
+from storm_rl.episodic import returns
+from storm_rl.episodic.episodes import EpisodeRecorder, TrajectoryBatch, pad
+from storm_rl.episodic.recursions import AnchoredRecursion, Vector, vector_norm
+from storm_rl.episodic.two_point import ActionDistribution, LogProbAtPoints
 
 Estimator = Literal["gpomdp", "reinforce"]
-SelfTrajectoryAlgorithm = TypeVar("SelfTrajectoryAlgorithm", bound="TrajectoryAlgorithm")
 
 # Steps after which an episode is taken to be one without end; far above the time limits in use.
-_ENDLESS_EPISODE = 100_000
+ENDLESS_EPISODE = 100_000
 
 
-class TrajectoryAlgorithm(ResumableAlgorithm):
+class EpisodicAlgorithm(ResumableAlgorithm):
     r"""Base class: ascend :math:`J(\theta) = E[\sum_h \gamma^h r_h]` along an `AnchoredRecursion` of gradients.
 
     Each iteration collects a batch of complete episodes (large or small, as the recursion asks), evaluates the
     gradient there at the current parameters and, importance-weighted, at the anchor, mixes them, and makes one step
-    of an Adam. Subclasses say which recursion it is.
-
-    What is decided here, for all of them:
+    of an Adam. Subclasses say which recursion it is. What is decided here, for all of them:
 
     - *Batches* are the first episodes to start (see `EpisodeQuota`): none is favoured for being short. Environments
       that idle meanwhile cost env steps; one environment, or a batch of many episodes for each, wastes the least.
@@ -72,9 +52,7 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
     - *Observations* are standardised by running statistics inside the policy (``policy_kwargs=
       dict(normalize_observations=False)`` turns that off). They move between batches only, and the second batch is
       a large one in any case, because the first statistics change the policy at a leap.
-    - *Another task*: ``set_env`` restarts the recursion, whose remembered gradient is of the old one. ``load(path,
-      env=...)`` takes the environment to be the one of the saved run, and continues.
-    - *Rewards* enter as they are; Adam does not care for their scale.
+    - *Another task*: ``set_env`` restarts the recursion; ``load(path, env=...)`` goes on as in the saved run's.
     - gSDE is not offered: its noise is shared by the steps of an episode, whose weights would not be products.
 
     Args:
@@ -85,19 +63,13 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
         mini_batch_size: Episodes of a small batch, B.
         gamma: Discount in [0, 1].
         estimator: "gpomdp" or "reinforce".
-        baseline: See `storm_rl.gradients.returns.Baseline`. "state_value" trains the policy's critic.
+        baseline: See `storm_rl.episodic.returns.Baseline`. "state_value" trains the policy's critic.
         weights: "per_decision" (GPOMDP only) or "trajectory" importance weights of the gradient at the anchor.
-        weight_truncation: Largest importance weight. None: no bound; weights that overflow are then an error.
+        max_weight: Largest importance weight. None: no bound; weights that overflow are then an error.
         self_normalise: Divide the weights by their mean over the batch. Biased, of less variance.
         critic_learning_rate: Of the critic's Adam.
         critic_epochs: Passes over a batch to fit the critic.
-        stats_window_size: Episodes over which ``rollout/ep_rew_mean`` is averaged.
-        tensorboard_log: Folder for TensorBoard, or None.
         policy_kwargs: Keyword arguments of the policy. ``optimizer_class`` and ``optimizer_kwargs`` are the actor's.
-        verbose: 0, 1 or 2.
-        seed: Seed of all random numbers.
-        device: "auto", "cpu", "cuda".
-        _init_setup_model: Whether to build the network at once.
 
     Raises:
         ValueError: If an argument is outside its range, or options exclude each other.
@@ -113,21 +85,21 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
         *,
         batch_size: int,
         mini_batch_size: int,
-        gamma: float,
-        estimator: Estimator,
-        baseline: Baseline,
-        weights: Literal["per_decision", "trajectory"],
-        weight_truncation: float | None,
-        self_normalise: bool,
-        critic_learning_rate: float,
-        critic_epochs: int,
-        stats_window_size: int,
-        tensorboard_log: str | None,
-        policy_kwargs: dict[str, Any] | None,
-        verbose: int,
-        seed: int | None,
-        device: torch.device | str,
-        _init_setup_model: bool,
+        gamma: float = 0.99,
+        estimator: Estimator = "gpomdp",
+        baseline: returns.Baseline = "leave_one_out",
+        weights: Literal["per_decision", "trajectory"] = "per_decision",
+        max_weight: float | None = None,
+        self_normalise: bool = False,
+        critic_learning_rate: float = 1e-3,
+        critic_epochs: int = 10,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
     ) -> None:
         policy_kwargs = dict(policy_kwargs or {})
         if "optimizer_class" not in policy_kwargs:
@@ -151,7 +123,7 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
         self.estimator = estimator
         self.baseline = baseline
         self.weights = weights
-        self.weight_truncation = weight_truncation
+        self.max_weight = max_weight
         self.self_normalise = self_normalise
         self.critic_learning_rate = critic_learning_rate
         self.critic_epochs = critic_epochs
@@ -170,11 +142,11 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
             raise ValueError(f"estimator must be 'gpomdp' or 'reinforce', got {self.estimator!r}")
         if self.weights not in ("per_decision", "trajectory"):
             raise ValueError(f"weights must be 'per_decision' or 'trajectory', got {self.weights!r}")
-        check_baseline(self.baseline)
+        returns.check_baseline(self.baseline)
         if self.estimator == "reinforce" and (self.baseline == "state_value" or self.weights == "per_decision"):
             raise ValueError("estimator='reinforce' needs weights='trajectory' and no state_value baseline")
-        if self.weight_truncation is not None:
-            check_range("weight_truncation (None for no bound)", self.weight_truncation, 0.0, low_included=False)
+        if self.max_weight is not None:
+            check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
 
     # Set-up, saving ---------------------------------------------------------------------------------------------
 
@@ -190,21 +162,22 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         )
         self.policy = self.policy.to(self.device)
-        self._law = ActionLaw(self.policy, self.policy.obs_to_tensor(self.observation_space.sample())[0])
+        observation, _ = self.policy.obs_to_tensor(self.observation_space.sample())
+        self._distribution = ActionDistribution(self.policy, observation)
         self.actor_optimizer = self._make_actor_optimizer()
-        critic = self._law.named(self._law.critic_names)
+        critic = self._distribution.named(self._distribution.critic_names)
         self.critic_optimizer = torch.optim.Adam(list(critic.values()), lr=self.critic_learning_rate)
         self.recursion = self.make_recursion()
 
     def _make_actor_optimizer(self) -> torch.optim.Optimizer:
         return self.policy.optimizer_class(
-            list(self._law.named(self._law.actor_names).values()),
+            list(self._distribution.named(self._distribution.actor_names).values()),
             lr=self.lr_schedule(1),  # type: ignore[call-arg]
             **self.policy.optimizer_kwargs,
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_law", "_batch"]
+        return [*super()._excluded_save_params(), "_distribution", "_batch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor_optimizer", "critic_optimizer", "recursion"], []
@@ -238,12 +211,13 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
         callback.on_rollout_start()
         self._in_rollout = True
         while not quota.filled:
-            observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
             with torch.no_grad(), acting(self.policy, self.num_timesteps):
-                sampled = self._act(observations, sources[quota.playing])
+                sampled = self._act(obs_tensor, sources[quota.playing])
             check_policy_outputs(self.num_timesteps, actions=sampled)
             actions = sampled.cpu().numpy()
-            new_obs, rewards, dones, infos = env.step(environment_actions(self.policy, actions))
+            clipped_actions = environment_actions(self.policy, actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -257,7 +231,7 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
             counted = [info if playing >= 0 else {} for info, playing in zip(infos, quota.playing, strict=True)]
             self._update_info_buffer(counted, dones)
             recorder.record(self._last_obs, actions, rewards, dones)
-            if quota.longest > _ENDLESS_EPISODE:
+            if quota.longest > ENDLESS_EPISODE:
                 raise ValueError(
                     f"an episode has run for {quota.longest} steps without an end. Whole trajectories are needed: "
                     "wrap the environment in gymnasium.wrappers.TimeLimit, or make it with max_episode_steps"
@@ -278,9 +252,9 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
 
     def _act(self, observations: ObservationBatch, sources: npt.NDArray[np.int64]) -> Tensor:
         """Sample an action for each environment from the policy that plays there."""
-        actions: Tensor = self._law(observations)
+        actions: Tensor = self._distribution(observations)
         if self.recursion.anchor is not None and (sources == 1).any():
-            from_anchor = self._law.at(self.recursion.anchor, observations)
+            from_anchor = self._distribution.at(self.recursion.anchor, observations)
             chosen = torch.as_tensor(sources == 1, device=actions.device)
             actions = torch.where(chosen.reshape(-1, *[1] * (actions.dim() - 1)), from_anchor, actions)
         return actions
@@ -288,23 +262,17 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
     # Learning ---------------------------------------------------------------------------------------------------
 
     def learn(
-        self: SelfTrajectoryAlgorithm,
+        self,
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> SelfTrajectoryAlgorithm:
-        """Learn for at least ``total_timesteps`` env steps; the last batch is completed, as in SB3's PPO.
+    ) -> Self:
+        """Learn for at least ``total_timesteps`` env steps, those of idling environments included; as SB3's ``learn``.
 
-        Args:
-            total_timesteps: Env steps, those of idling environments included.
-            callback: Called once for every vector step.
-            log_interval: Updates between two dumps of the log.
-            tb_log_name: Name of the run for TensorBoard; None: the name of the class.
-            reset_num_timesteps: Whether to count steps from 0.
-            progress_bar: Whether to show one.
+        The last batch is completed. ``tb_log_name=None`` is the name of the class.
         """
         iteration = 0
         total_timesteps, callback = self._setup_learn(
@@ -328,17 +296,10 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
     def train(self) -> None:
         """One step along the recursion's direction, from the batch collected last."""
         batch, recursion = self._batch, self.recursion
-        point = self._law.point()
+        point = self._distribution.point()
         anchored = not recursion.large_batch
         points = [point, recursion.anchor] if anchored and recursion.anchor is not None else [point]
-        at_points = LogProbAtPoints(
-            lambda parameters: self._law.at(parameters, batch.observations, batch.actions),
-            points,
-            # Two passes over 2,000 (50,000) states take 10 (230) ms on one core, stacked parameters 9 (290) ms, and
-            # any policy can be evaluated plainly.
-            vectorised=False,
-            with_respect_to=self._law.actor_names,
-        )
+        at_points = LogProbAtPoints(self._distribution, points, batch.observations, batch.actions)
         weights = self._importance_weights(pad(at_points.values.double(), batch.mask))
         advantages = torch.stack([self._advantages(batch, each) for each in weights])
         gradients = at_points.gradients(advantages[:, batch.mask] / len(batch.mask))
@@ -352,26 +313,24 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
         self._update_statistics(batch)
 
     def _importance_weights(self, log_prob: Tensor) -> list[Tensor | None]:
-        """Weights of the estimate at each point.
+        """Weights of the estimate at each point: the current parameters and, for a small batch, the anchor.
 
-        Args:
-            log_prob: At the current parameters and, for a small batch, at the anchor; shape ``(n_points,
-                n_episodes, n_steps)``.
+        ``log_prob`` has the shape ``(n_points, n_episodes, n_steps)``.
         """
         if len(log_prob) == 1:
             return [None]
         weigh = per_decision_weights if self.weights == "per_decision" else trajectory_weights
         mask = self._batch.mask
-        return [None, weigh(log_prob[1], log_prob[0], mask, self.weight_truncation, self.self_normalise)]
+        return [None, weigh(log_prob[1], log_prob[0], mask, self.max_weight, self.self_normalise)]
 
     def _advantages(self, batch: TrajectoryBatch, weights: Tensor | None) -> Tensor:
         if self.estimator == "reinforce":
-            return reinforce_advantages(batch.rewards, batch.mask, self.gamma, self.baseline, weights)
+            return returns.reinforce_advantages(batch.rewards, batch.mask, self.gamma, self.baseline, weights)
         values = None
         if self.baseline == "state_value":
             with torch.no_grad():
                 values = pad(self.policy.predict_values(batch.observations).flatten().double(), batch.mask)
-        return gpomdp_advantages(batch.rewards, batch.mask, self.gamma, self.baseline, weights, values)
+        return returns.gpomdp_advantages(batch.rewards, batch.mask, self.gamma, self.baseline, weights, values)
 
     def _optimizer(self, large: bool) -> torch.optim.Optimizer:
         """The optimizer of this step, with its learning rate set."""
@@ -383,9 +342,9 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
     def _ascend(self, direction: Vector, large: bool) -> float:
         """Step along ``direction``; its effective size, the norm of the step over that of Adam's first moment."""
         if not np.isfinite(norm := vector_norm(direction)):
-            raise ValueError(f"the direction's norm is {norm}; smaller steps or a weight_truncation may help")
+            raise ValueError(f"the direction's norm is {norm}; smaller steps or a max_weight may help")
         optimizer = self._optimizer(large)
-        parameters = self._law.named(list(direction))
+        parameters = self._distribution.named(list(direction))
         before = {name: values.detach().clone() for name, values in parameters.items()}
         for name, values in parameters.items():
             values.grad = -direction[name].to(values.dtype)
@@ -415,16 +374,16 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
 
     def _fit_critic(self, batch: TrajectoryBatch) -> None:
         """Regress values on Monte-Carlo returns, after the actor: the baseline stays independent of its batch."""
-        returns = monte_carlo_returns(batch.rewards, batch.mask, self.gamma)[batch.mask].float()
+        targets = returns.monte_carlo_returns(batch.rewards, batch.mask, self.gamma)[batch.mask].float()
         scale = 1.0
         if isinstance(self.policy, StandardisedActorCriticPolicy):
-            scale = max(float(returns.std(unbiased=False)), 1e-6)
+            scale = max(float(targets.std(unbiased=False)), 1e-6)
             self.policy.set_value_scale(scale)
-        n = len(returns)
+        n = len(targets)
         for _ in range(self.critic_epochs):
-            for rows in torch.split(torch.randperm(n, device=returns.device), 256):
+            for rows in torch.split(torch.randperm(n, device=targets.device), 256):
                 values = self.policy.predict_values(select(batch.observations, rows)).flatten()
-                loss = nn.functional.mse_loss(values / scale, returns[rows] / scale)
+                loss = nn.functional.mse_loss(values / scale, targets[rows] / scale)
                 self.critic_optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.critic_optimizer.step()
@@ -432,7 +391,7 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
         with torch.no_grad():
             fitted = self.policy.predict_values(batch.observations).flatten()
         self.logger.record("train/value_loss", float(loss.detach()))
-        self.logger.record("train/explained_variance", explained_variance(fitted.cpu().numpy(), returns.cpu().numpy()))
+        self.logger.record("train/explained_variance", explained_variance(fitted.cpu().numpy(), targets.cpu().numpy()))
 
     # Logging ----------------------------------------------------------------------------------------------------
 
@@ -458,16 +417,4 @@ class TrajectoryAlgorithm(ResumableAlgorithm):
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log; as SB3's on-policy algorithms."""
-        assert self.ep_info_buffer is not None
-        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
-        if self.ep_info_buffer:
-            for key, entry in (("rollout/ep_rew_mean", "r"), ("rollout/ep_len_mean", "l")):
-                self.logger.record(key, safe_mean([info[entry] for info in self.ep_info_buffer]))
-        if self.ep_success_buffer:
-            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        if iteration > 0:
-            self.logger.record("time/iterations", iteration, exclude="tensorboard")
-        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
-        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
+        OnPolicyAlgorithm.dump_logs(self, iteration)  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from storm_rl.common.policies import ObservationBatch
-from storm_rl.gradients.surrogates import pad
 
 
 class TrajectoryBatch(NamedTuple):
@@ -22,6 +21,26 @@ class TrajectoryBatch(NamedTuple):
     """Shape ``(n_episodes, n_steps)``, float64, 0 in the padding."""
     mask: Tensor
     """Shape ``(n_episodes, n_steps)``, boolean."""
+
+
+def pad(values: Tensor, mask: Tensor) -> Tensor:
+    """Place one value for each true entry of ``mask``, episode after episode; zeros elsewhere.
+
+    Args:
+        values: Shape ``(*leading, n_true)``, for any leading dimensions.
+        mask: Boolean, shape ``(n_episodes, n_steps)``.
+
+    Returns:
+        Shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
+
+    Raises:
+        ValueError: If there is not one value for each true entry.
+    """
+    if values.shape[-1] != int(mask.sum()):
+        raise ValueError(f"{values.shape[-1]} values for a mask with {int(mask.sum())} true entries")
+    padded = values.new_zeros(*values.shape[:-1], *mask.shape)
+    padded[..., mask] = values
+    return padded
 
 
 class EpisodeQuota:

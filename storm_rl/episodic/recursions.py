@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storm_rl.common.checks import check_range
+from storm_rl.common.checks import check_integer, check_range
 from storm_rl.optim.recursion import recursive_direction
 
 Vector = dict[str, Tensor]
@@ -113,6 +113,97 @@ class AnchoredRecursion:
         self.memory = {name: values.clone() for name, values in state_dict["memory"].items()} or None
         self.large_batch = bool(state_dict["large_batch"])
         self.small_batches = int(state_dict["small_batches"])
+
+
+class PlainGradient(AnchoredRecursion):
+    """No memory: every batch is a large one and its gradient is the direction."""
+
+    def schedule(self, step_size: float) -> None:
+        """Another batch of the same kind."""
+
+
+class SnapshotRecursion(AnchoredRecursion):
+    r"""The anchor is the last snapshot and stays there until a new one pays.
+
+    A snapshot is due when :math:`\alpha_{FG} / N > \alpha_{SI} / B`: the step of the last large batch was longer,
+    for each trajectory that it took, than the step of the last small one (section 5.2 of the paper); and at the
+    latest after ``max_sub_iterations`` small batches.
+
+    Args:
+        batch_size: N.
+        mini_batch_size: B.
+        max_sub_iterations: Largest number of small batches on one snapshot.
+    """
+
+    moves_anchor = False
+
+    def __init__(self, batch_size: int, mini_batch_size: int, max_sub_iterations: int) -> None:
+        check_integer("max_sub_iterations", max_sub_iterations, 1)
+        self.batch_size = batch_size
+        self.mini_batch_size = mini_batch_size
+        self.max_sub_iterations = max_sub_iterations
+        self.snapshot_step_size = 0.0
+        super().__init__(momentum=0.0)
+
+    def schedule(self, step_size: float) -> None:
+        """Compare the two Adams' effective step sizes."""
+        if self.large_batch:
+            self.snapshot_step_size, self.large_batch = step_size, False
+            return
+        exhausted = self.small_batches >= self.max_sub_iterations
+        better = self.snapshot_step_size / self.batch_size > step_size / self.mini_batch_size
+        self.large_batch = exhausted or better
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the base's, and the step size to compare with."""
+        return {**super().state_dict(), "snapshot_step_size": self.snapshot_step_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state_dict, strict)
+        self.snapshot_step_size = float(state_dict["snapshot_step_size"])
+
+
+class EpochRecursion(AnchoredRecursion):
+    """SARAH's recursion: a large batch, then ``epoch_length - 1`` small ones, each corrected at the step before.
+
+    Args:
+        epoch_length: Updates of an epoch, m in the paper.
+    """
+
+    def __init__(self, epoch_length: int) -> None:
+        check_integer("epoch_length", epoch_length, 1)
+        self.epoch_length = epoch_length
+        super().__init__(momentum=0.0)
+
+    def schedule(self, step_size: float) -> None:
+        """A new epoch after ``epoch_length`` updates."""
+        self.large_batch = self.small_batches >= self.epoch_length - 1
+
+
+class MomentumRecursion(AnchoredRecursion):
+    """STORM's recursion with constant momentum: one large batch at the start, small ones ever after."""
+
+    def schedule(self, step_size: float) -> None:
+        """Small batches only."""
+        self.large_batch = False
+
+
+class CoinRecursion(AnchoredRecursion):
+    """SARAH's recursion without epochs: the next batch is large with probability ``probability``.
+
+    Args:
+        probability: p in the paper, in (0, 1].
+    """
+
+    def __init__(self, probability: float) -> None:
+        check_range("probability", probability, 0.0, 1.0, low_included=False)
+        self.probability = probability
+        super().__init__(momentum=0.0)
+
+    def schedule(self, step_size: float) -> None:
+        """Toss the coin, with torch's seeded generator."""
+        self.large_batch = bool(torch.rand(()) < self.probability)
 
 
 def vector_norm(vector: Vector) -> float:

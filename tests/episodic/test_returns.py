@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from storm_rl.gradients.returns import (
-    generalised_advantages,
+from storm_rl.episodic.episodes import pad
+from storm_rl.episodic.returns import (
     gpomdp_advantages,
     monte_carlo_returns,
     reinforce_advantages,
 )
-from storm_rl.gradients.surrogates import actor_critic_surrogate, pad, score_surrogate
+from tests.episodic.surrogates import actor_critic_surrogate, generalised_advantages, score_surrogate
 
 REWARDS = torch.tensor([[1.0, 2.0, 4.0], [3.0, 9.0, 9.0]])
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -39,39 +39,12 @@ def test_baselines_by_hand() -> None:
 
 
 def test_gae_at_its_two_ends() -> None:
-    values, final = torch.tensor([[1.0, 2.0, 3.0], [4.0, 7.0, 7.0]]), torch.tensor([0.0, 10.0])
-    one_step = generalised_advantages(REWARDS, MASK, values, 0.5, 0.0, final)
-    assert one_step.tolist() == [[1.0, 1.5, 1.0], [4.0, 0.0, 0.0]]
+    values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 7.0, 7.0]])
+    one_step = generalised_advantages(REWARDS, MASK, values, 0.5, 0.0)
+    assert one_step.tolist() == [[1.0, 1.5, 1.0], [-1.0, 0.0, 0.0]]
     monte_carlo = generalised_advantages(REWARDS, MASK, values, 0.5, 1.0)
     expected = torch.where(MASK, monte_carlo_returns(REWARDS, MASK, 0.5) - values, 0.0)
     torch.testing.assert_close(monte_carlo, expected)
-    cut_off = generalised_advantages(REWARDS, MASK, values, 0.5, 1.0, final)
-    assert (cut_off - monte_carlo).tolist() == [[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]]
-
-
-def test_gae_agrees_with_stable_baselines() -> None:
-    """One env, one cut-off episode: the rollout buffer's recursion is the reference."""
-    import numpy as np
-    from gymnasium import spaces
-    from stable_baselines3.common.buffers import RolloutBuffer
-
-    generator = np.random.default_rng(0)
-    rewards, values = generator.normal(size=(2, 6)).astype(np.float32)
-    space = spaces.Box(-1, 1, (1,))
-    buffer = RolloutBuffer(6, space, space, gamma=0.97, gae_lambda=0.9)
-    zeros = np.zeros((1, 1))
-    for reward, value in zip(rewards, values, strict=True):
-        buffer.add(zeros, zeros, np.array([reward]), np.zeros(1), torch.tensor([value]), torch.zeros(1))
-    buffer.compute_returns_and_advantage(torch.tensor([0.3]), np.zeros(1))
-    ours = generalised_advantages(
-        torch.tensor(rewards)[None],
-        torch.ones(1, 6, dtype=torch.bool),
-        torch.tensor(values)[None],
-        0.97,
-        0.9,
-        torch.tensor([0.3]),
-    )
-    torch.testing.assert_close(ours[0], torch.tensor(buffer.advantages[:, 0]))
 
 
 @pytest.mark.parametrize("estimate", [gpomdp_advantages, reinforce_advantages])

@@ -1,5 +1,12 @@
-"""The law of a policy's actions as a function of its parameters, and which parameters that are."""
+r"""The action distribution at other parameters than the policy's own, and gradients of one batch at several.
 
+Every variance-reduced policy gradient needs :math:`\sum_k A_k \nabla \log \pi_\theta(a_k | s_k)` at the current and
+at older parameters, on the same data, where the coefficients of one point (importance weights) depend on the
+log-probabilities of the other. So the work comes in two halves: log-probabilities at all points, then gradients with
+any coefficients.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,8 +14,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from storm_rl.episodic.recursions import Vector
 
-class ActionLaw(nn.Module):
+
+class ActionDistribution(nn.Module):
     """A policy's action distribution as a module of its own, to be evaluated at other parameters.
 
     Parameters are named as in the policy, behind ``policy.``.
@@ -18,9 +27,9 @@ class ActionLaw(nn.Module):
         observation: One batch of observations, as ``policy.obs_to_tensor`` gives; only its shape matters.
 
     Attributes:
-        actor_names: Names of the parameters that the law depends on.
+        actor_names: Names of the parameters that the distribution depends on.
         critic_names: Names of those that only the values depend on. Layers that both share belong to the actor: the
-            law of an anchor must not move behind its back.
+            distribution of an anchor must not move behind its back.
     """
 
     def __init__(self, policy: ActorCriticPolicy, observation: Any) -> None:
@@ -56,7 +65,7 @@ class ActionLaw(nn.Module):
         return {name: parameters[name] for name in names}
 
     def point(self) -> dict[str, Tensor]:
-        """All that the law depends on, detached: the actor's parameters and the policy's statistics."""
+        """All that the distribution depends on, detached: the actor's parameters and the policy's statistics."""
         statistics = {name: values for name, values in self.named_buffers() if values.is_floating_point()}
         return {name: values.detach() for name, values in self.named(self.actor_names).items()} | statistics
 
@@ -65,3 +74,53 @@ class ActionLaw(nn.Module):
         named = [(name, values) for name, values in self.named_parameters() if values.requires_grad]
         found = torch.autograd.grad(output.sum(), [values for _, values in named], allow_unused=True)
         return [name for (name, _), gradient in zip(named, found, strict=True) if gradient is not None]
+
+
+class LogProbAtPoints:
+    """Log-probabilities of a batch at several parameter vectors, and gradients of their linear combinations.
+
+    Args:
+        distribution: The action distribution.
+        points: As `ActionDistribution.point` gives.
+        observations: The batch.
+        actions: The actions taken there.
+
+    Attributes:
+        values: Log-probabilities, detached, shape ``(n_points, n)``.
+
+    Raises:
+        ValueError: If names or shapes differ between points.
+    """
+
+    def __init__(
+        self, distribution: ActionDistribution, points: Sequence[Vector], observations: Any, actions: Tensor
+    ) -> None:
+        shapes = [{name: values.shape for name, values in point.items()} for point in points]
+        if any(point != shapes[0] for point in shapes):
+            raise ValueError("the parameter vectors differ in names or shapes; anchors must come from this policy")
+        self._leaves = [
+            {name: point[name].clone().requires_grad_() for name in distribution.actor_names} for point in points
+        ]
+        self._log_probs = [
+            distribution.at({**point, **leaves}, observations, actions)
+            for point, leaves in zip(points, self._leaves, strict=True)
+        ]
+        self.values = torch.stack(self._log_probs).detach()
+
+    def gradients(self, coefficients: Tensor) -> list[Vector]:
+        """``sum_k coefficients[p, k] grad log_prob_k`` at each point ``p``; may be called again with others.
+
+        Raises:
+            ValueError: If ``coefficients`` have not the shape of ``values``.
+        """
+        if coefficients.shape != self.values.shape:
+            raise ValueError(
+                f"coefficients have shape {tuple(coefficients.shape)}, the log-probabilities {tuple(self.values.shape)}"
+            )
+        gradients = []
+        for log_prob, leaves, row in zip(self._log_probs, self._leaves, coefficients, strict=True):
+            found = torch.autograd.grad(
+                log_prob, list(leaves.values()), row.to(log_prob.dtype), retain_graph=True, materialize_grads=True
+            )
+            gradients.append(dict(zip(leaves, found, strict=True)))
+        return gradients

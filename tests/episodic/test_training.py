@@ -4,17 +4,12 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
-from storm_rl.defpg import DEFPG
-from storm_rl.gpomdp import GPOMDP
-from storm_rl.pagepg import PAGEPG
-from storm_rl.srvrpg import SRVRPG
-from storm_rl.stormpg import STORMPG
-from storm_rl.svrpg import SVRPG
+from storm_rl.episodic import DEFPG, GPOMDP, PAGEPG, SRVRPG, STORMPG, SVRPG
+from storm_rl.episodic.episodic_algorithm import EpisodicAlgorithm
 
 
 @pytest.mark.parametrize("algorithm", [GPOMDP, SVRPG, SRVRPG, STORMPG, PAGEPG, DEFPG])
-def test_cart_pole_improves_from_twenty_steps_to_a_hundred(algorithm: type[TrajectoryAlgorithm]) -> None:
+def test_cart_pole_improves_from_twenty_steps_to_a_hundred(algorithm: type[EpisodicAlgorithm]) -> None:
     sizes = {"batch_size": 10} if algorithm is GPOMDP else {"batch_size": 30, "mini_batch_size": 10}
     model = algorithm(
         "MlpPolicy",

@@ -12,14 +12,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from envs.mdps import EnumerableEnv, slippery_cliff
-from storm_rl.common.trajectories import TrajectoryBatch
-from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
-from storm_rl.defpg import DEFPG
-from storm_rl.gpomdp import GPOMDP
-from storm_rl.pagepg import PAGEPG
-from storm_rl.srvrpg import SRVRPG
-from storm_rl.stormpg import STORMPG
-from storm_rl.svrpg import SVRPG
+from storm_rl.episodic import DEFPG, GPOMDP, PAGEPG, SRVRPG, STORMPG, SVRPG
+from storm_rl.episodic.episodes import TrajectoryBatch
+from storm_rl.episodic.episodic_algorithm import EpisodicAlgorithm
 from tests.contract.cases import FAMILY as ALGORITHMS
 from tests.contract.cases import RandomEnv, parameters
 
@@ -32,7 +27,7 @@ class Endless(RandomEnv):
         return observation, reward, False, False, {}
 
 
-def build(algorithm: type[TrajectoryAlgorithm], env: Any = "CartPole-v1", **arguments: Any) -> TrajectoryAlgorithm:
+def build(algorithm: type[EpisodicAlgorithm], env: Any = "CartPole-v1", **arguments: Any) -> EpisodicAlgorithm:
     sizes: dict[str, Any] = {"batch_size": 4}
     if algorithm is not GPOMDP:
         sizes["mini_batch_size"] = 3
@@ -41,7 +36,7 @@ def build(algorithm: type[TrajectoryAlgorithm], env: Any = "CartPole-v1", **argu
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_any_actor_critic_policy_of_stable_baselines_will_do(algorithm: type[TrajectoryAlgorithm]) -> None:
+def test_any_actor_critic_policy_of_stable_baselines_will_do(algorithm: type[EpisodicAlgorithm]) -> None:
     model = build(algorithm, policy=ActorCriticPolicy, baseline="state_value")
     before = parameters(model)
     model.learn(400)
@@ -146,7 +141,7 @@ def test_return_and_length_of_sampled_episodes_are_exact_on_average() -> None:
 
 @pytest.mark.parametrize("algorithm", ANCHORED)
 def test_second_batch_is_large_since_the_first_statistics_change_the_policy_at_a_leap(
-    algorithm: type[TrajectoryAlgorithm],
+    algorithm: type[EpisodicAlgorithm],
 ) -> None:
     for normalises in (True, False):
         model = build(algorithm, policy_kwargs={"normalize_observations": normalises})
@@ -159,15 +154,15 @@ def test_an_anchor_stays_the_policy_that_it_was_when_the_statistics_move() -> No
     model = build(STORMPG).learn(300)
     assert model.recursion.anchor is not None
     observations, actions = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])
-    before = model._law.at(model.recursion.anchor, observations, actions)
-    current = model._law(observations, actions)
+    before = model._distribution.at(model.recursion.anchor, observations, actions)
+    current = model._distribution(observations, actions)
     model.policy.update_observation_statistics(10.0 * torch.randn(1000, 4))  # type: ignore[operator]
-    assert torch.equal(model._law.at(model.recursion.anchor, observations, actions), before)
-    assert not torch.allclose(model._law(observations, actions), current)
+    assert torch.equal(model._distribution.at(model.recursion.anchor, observations, actions), before)
+    assert not torch.allclose(model._distribution(observations, actions), current)
 
 
 def test_an_episode_without_end_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storm_rl.common.trajectory_algorithm._ENDLESS_EPISODE", 50)
+    monkeypatch.setattr("storm_rl.episodic.episodic_algorithm.ENDLESS_EPISODE", 50)
     model = build(GPOMDP, Endless())
     with pytest.raises(ValueError, match="TimeLimit"):
         model.learn(1000)
@@ -183,7 +178,7 @@ def test_an_episode_without_end_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
         ({"baseline": "mean"}, "baseline must be one of"),
         ({"estimator": "pgt"}, "estimator"),
         ({"weights": "per_step"}, "weights"),
-        ({"weight_truncation": -1.0}, "weight_truncation"),
+        ({"max_weight": -1.0}, "max_weight"),
         ({"estimator": "reinforce"}, "weights='trajectory'"),
         ({"max_sub_iterations": 0}, "max_sub_iterations"),
     ],
@@ -205,7 +200,7 @@ def test_defensive_share_and_momentum_are_checked() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ANCHORED)
-def test_anchors_do_not_outlive_their_environment(algorithm: type[TrajectoryAlgorithm]) -> None:
+def test_anchors_do_not_outlive_their_environment(algorithm: type[EpisodicAlgorithm]) -> None:
     model = build(algorithm).learn(200)
     model.set_env(make_vec_env("CartPole-v1", 1, seed=5))
     assert model.recursion.anchor is None

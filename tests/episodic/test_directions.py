@@ -11,17 +11,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch import Tensor
 
 from envs.mdps import EnumerableEnv, slippery_cliff
-from storm_rl.common.anchored_recursion import Vector
 from storm_rl.common.importance_weights import per_decision_weights, trajectory_weights
-from storm_rl.common.trajectory_algorithm import TrajectoryAlgorithm
-from storm_rl.defpg import DEFPG
-from storm_rl.gpomdp import GPOMDP
-from storm_rl.gradients.returns import gpomdp_advantages
-from storm_rl.gradients.surrogates import pad
-from storm_rl.pagepg import PAGEPG
-from storm_rl.srvrpg import SRVRPG
-from storm_rl.stormpg import STORMPG
-from storm_rl.svrpg import SVRPG
+from storm_rl.episodic import DEFPG, GPOMDP, PAGEPG, SRVRPG, STORMPG, SVRPG
+from storm_rl.episodic.episodes import pad
+from storm_rl.episodic.episodic_algorithm import EpisodicAlgorithm
+from storm_rl.episodic.recursions import Vector
+from storm_rl.episodic.returns import gpomdp_advantages
 
 GAMMA = 0.9
 
@@ -33,14 +28,14 @@ def flat(vector: Vector, names: list[str]) -> Tensor:
 class Recorded:
     """Everything that one update saw and did."""
 
-    def __init__(self, model: TrajectoryAlgorithm, direction: Vector, large: bool) -> None:
+    def __init__(self, model: EpisodicAlgorithm, direction: Vector, large: bool) -> None:
         with torch.no_grad():  # The policy's own distribution still holds the graph, which cannot be copied.
             model.policy.get_distribution(model._batch.observations)  # type: ignore[arg-type]
         self.policy = copy.deepcopy(model.policy)
         self.batch = model._batch
         self.large = large
-        self.direction = flat(direction, model._law.actor_names)
-        self.names = list(model._law.actor_names)
+        self.direction = flat(direction, model._distribution.actor_names)
+        self.names = list(model._distribution.actor_names)
 
     def episodes(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         begins = np.cumsum([0, *self.batch.mask.sum(1).tolist()])
@@ -51,7 +46,7 @@ class Recorded:
         ]
 
 
-def record(model: TrajectoryAlgorithm, n_updates: int) -> list[Recorded]:
+def record(model: EpisodicAlgorithm, n_updates: int) -> list[Recorded]:
     """Train, and keep a copy of the policy before each step."""
     updates: list[Recorded] = []
     ascend = model._ascend
@@ -96,7 +91,7 @@ def naive_gradient(at: Recorded, policy: Any, behaviours: list[tuple[float, Any]
     return total / len(at.episodes())
 
 
-def make(algorithm: type[TrajectoryAlgorithm], **arguments: Any) -> TrajectoryAlgorithm:
+def make(algorithm: type[EpisodicAlgorithm], **arguments: Any) -> EpisodicAlgorithm:
     env = make_vec_env(lambda: EnumerableEnv(slippery_cliff()), 2, seed=0)
     sizes: dict[str, Any] = {"batch_size": 5} if algorithm is GPOMDP else {"batch_size": 5, "mini_batch_size": 3}
     defaults: dict[str, Any] = {
@@ -151,7 +146,7 @@ def test_svrpg_is_snapshot_gradient_plus_difference(options: dict[str, Any]) -> 
     ],
 )
 def test_recursive_algorithms_correct_at_the_step_before(
-    algorithm: type[TrajectoryAlgorithm], options: dict[str, Any], momentum: float
+    algorithm: type[EpisodicAlgorithm], options: dict[str, Any], momentum: float
 ) -> None:
     updates = record(make(algorithm, **options), 6)
     assert {update.large for update in updates} == {True, False}
@@ -201,7 +196,7 @@ def test_defpg_gives_the_anchor_its_share_of_small_batches_only() -> None:
 
 
 def test_options_of_the_weights_reach_them() -> None:
-    bounded, normalised = make(SVRPG, weight_truncation=1.1), make(SVRPG, weights="trajectory", self_normalise=True)
+    bounded, normalised = make(SVRPG, max_weight=1.1), make(SVRPG, weights="trajectory", self_normalise=True)
     for model in (bounded, normalised):
         record(model, 1)
     mask = bounded._batch.mask
@@ -270,8 +265,8 @@ def test_episodes_of_the_anchor_are_played_by_the_anchor() -> None:
     def certain(action: int) -> Tensor:
         return torch.tensor([100.0 if a == action else 0.0 for a in range(3)])
 
-    bias = next(name for name in model._law.actor_names if name.endswith("action_net.bias"))
-    dict(model._law.named_parameters())[bias].data.copy_(certain(0))
+    bias = next(name for name in model._distribution.actor_names if name.endswith("action_net.bias"))
+    dict(model._distribution.named_parameters())[bias].data.copy_(certain(0))
     model.recursion.anchor[bias] = certain(1)
     actions = model._act(torch.zeros(3, dtype=torch.long), np.array([0, 1, 0]))
     assert actions.tolist() == [0, 1, 0]

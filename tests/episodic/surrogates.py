@@ -1,41 +1,14 @@
-r"""Surrogates: scalars whose gradient is a policy-gradient estimate, for automatic differentiation.
+"""Scalars whose gradient is a policy-gradient estimate: advantages times log-probabilities.
 
-Each is :math:`\frac{1}{N} \sum_i \sum_k A_{ik} \log \pi_\theta(a_{ik} | s_{ik})` with frozen coefficients. At
-the parameters that sampled the data, give ``log_prob`` at these parameters and no weights. At *older* (or any
-other) parameters give ``log_prob`` at those, and the importance weights from the sampling policy to them: the
-gradient is then an estimate of the gradient of ``J`` at the older parameters from the newer data. The signs
-are those of a gradient to *ascend*; a minimising optimiser needs the negative.
-
-``log_prob`` is padded, shape ``(n_episodes, n_steps)``. Evaluate the policy on the steps that exist and let
-`pad` place the results: a NaN that a network makes of padding would enter the gradient even where the mask is
-false.
+``log_prob`` is padded, shape ``(n_episodes, n_steps)``; no gradient flows through the advantages.
 """
 
 import torch
 from torch import Tensor
 
 from storm_rl.common.importance_weights import check_mask, masked
-from storm_rl.gradients.returns import Baseline, gpomdp_advantages, reinforce_advantages
-
-
-def pad(values: Tensor, mask: Tensor) -> Tensor:
-    """Place one value for each true entry of ``mask``, episode after episode; zeros elsewhere.
-
-    Args:
-        values: Shape ``(*leading, n_true)``, for any leading dimensions.
-        mask: Boolean, shape ``(n_episodes, n_steps)``.
-
-    Returns:
-        Shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
-
-    Raises:
-        ValueError: If there is not one value for each true entry.
-    """
-    if values.shape[-1] != int(mask.sum()):
-        raise ValueError(f"{values.shape[-1]} values for a mask with {int(mask.sum())} true entries")
-    padded = values.new_zeros(*values.shape[:-1], *mask.shape)
-    padded[..., mask] = values
-    return padded
+from storm_rl.episodic.returns import Baseline, gpomdp_advantages, reinforce_advantages
+from storm_rl.storm_plus_pg.rollouts import traced_advantages
 
 
 def score_surrogate(log_prob: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -58,7 +31,7 @@ def reinforce_surrogate(
     baseline: Baseline = "none",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Its gradient is the REINFORCE estimate; see `returns.reinforce_advantages` for arguments and errors."""
+    """Its gradient is the REINFORCE estimate; see `reinforce_advantages`."""
     return score_surrogate(log_prob, reinforce_advantages(rewards, mask, gamma, baseline, weights), mask)
 
 
@@ -71,7 +44,7 @@ def gpomdp_surrogate(
     weights: Tensor | None = None,
     values: Tensor | None = None,
 ) -> Tensor:
-    """Its gradient is the GPOMDP estimate; see `returns.gpomdp_advantages` for arguments and errors."""
+    """Its gradient is the GPOMDP estimate; see `gpomdp_advantages`."""
     return score_surrogate(log_prob, gpomdp_advantages(rewards, mask, gamma, baseline, weights, values), mask)
 
 
@@ -100,3 +73,13 @@ def actor_critic_surrogate(
         check_mask(mask, values)
     coefficients = advantages.detach() if weights is None else weights.detach() * advantages.detach()
     return masked(log_prob * coefficients, mask).sum() / mask.sum()
+
+
+def generalised_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """GAE of padded episodes that terminate, by the agent's `traced_advantages` with all ratios 1."""
+    rewards, values = masked(rewards, mask), masked(values, mask)
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    ends = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    steps_first = [tensor.T.contiguous() for tensor in (rewards, values, following, ends, torch.ones_like(rewards))]
+    advantages, _ = traced_advantages(*steps_first, gamma, gae_lambda)
+    return masked(advantages.T, mask)

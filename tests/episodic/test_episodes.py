@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from storm_rl.common.trajectories import EpisodeQuota, EpisodeRecorder
+from storm_rl.episodic.episodes import EpisodeQuota, EpisodeRecorder
 
 
 def test_batch_is_the_first_episodes_to_start_and_short_ones_are_not_favoured() -> None:

@@ -14,15 +14,15 @@ from storm_rl.common.importance_weights import (
     per_step_weights,
     trajectory_weights,
 )
-from storm_rl.gradients.returns import (
+from storm_rl.episodic.returns import (
     Baseline,
     discount_factors,
-    generalised_advantages,
     gpomdp_advantages,
     monte_carlo_returns,
 )
-from storm_rl.gradients.surrogates import (
+from tests.episodic.surrogates import (
     actor_critic_surrogate,
+    generalised_advantages,
     gpomdp_surrogate,
     reinforce_surrogate,
     score_surrogate,
@@ -46,12 +46,12 @@ def take(trajectories: Trajectories, rows: list[int]) -> Trajectories:
 
 
 def expectation(mdp: EnumerableMDP, at: Tensor, sampled_by: Tensor, estimate: Estimate) -> Tensor:
-    """Expected gradient of ``estimate`` at ``at``, over single trajectories of the law ``sampled_by``."""
+    """Expected gradient of ``estimate`` at ``at``, over single trajectories of the distribution ``sampled_by``."""
     everything = mdp.trajectories()
-    law = sampled_by if sampled_by.dim() == 1 else mdp.probabilities(sampled_by, everything)
+    distribution = sampled_by if sampled_by.dim() == 1 else mdp.probabilities(sampled_by, everything)
     logits = at.clone().requires_grad_(True)
     total = torch.zeros((), dtype=torch.float64)
-    for i, probability in enumerate(law):
+    for i, probability in enumerate(distribution):
         one = take(everything, [i])
         total = total + probability * estimate(mdp.log_prob(logits, one), one)
     return torch.autograd.grad(total, logits)[0]
@@ -60,13 +60,13 @@ def expectation(mdp: EnumerableMDP, at: Tensor, sampled_by: Tensor, estimate: Es
 def expectation_over_pairs(mdp: EnumerableMDP, at: Tensor, sampled_by: Tensor, estimate: Estimate) -> Tensor:
     """As `expectation`, over pairs of independent trajectories."""
     everything = mdp.trajectories()
-    law = sampled_by if sampled_by.dim() == 1 else mdp.probabilities(sampled_by, everything)
+    distribution = sampled_by if sampled_by.dim() == 1 else mdp.probabilities(sampled_by, everything)
     logits = at.clone().requires_grad_(True)
     total = torch.zeros((), dtype=torch.float64)
-    for i in range(len(law)):
-        for j in range(len(law)):
+    for i in range(len(distribution)):
+        for j in range(len(distribution)):
             pair = take(everything, [i, j])
-            total = total + law[i] * law[j] * estimate(mdp.log_prob(logits, pair), pair)
+            total = total + distribution[i] * distribution[j] * estimate(mdp.log_prob(logits, pair), pair)
     return torch.autograd.grad(total, logits)[0]
 
 
@@ -118,8 +118,8 @@ def test_leave_one_out_baseline_is_unbiased_with_and_without_weights(
 
     torch.testing.assert_close(expectation_over_pairs(mdp, old, old, plain), mdp.gradient(old), **EXACT)
     torch.testing.assert_close(expectation_over_pairs(mdp, old, current, weighted), mdp.gradient(old), **EXACT)
-    laws = [mdp.probabilities(policy, mdp.trajectories()) for policy in (current, old)]
-    mixture = 0.7 * laws[0] + 0.3 * laws[1]
+    both = [mdp.probabilities(policy, mdp.trajectories()) for policy in (current, old)]
+    mixture = 0.7 * both[0] + 0.3 * both[1]
     torch.testing.assert_close(expectation_over_pairs(mdp, old, mixture, defensive), mdp.gradient(old), **EXACT)
 
 
@@ -168,7 +168,7 @@ def test_mixture_and_defensive_weights_are_unbiased_for_data_of_the_mixture(
     everything = mdp.trajectories()
     shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
-    def law(policies: list[Tensor], shares: Tensor) -> Tensor:
+    def mixture(policies: list[Tensor], shares: Tensor) -> Tensor:
         return sum(s * mdp.probabilities(p, everything) for s, p in zip(shares, policies, strict=True))  # type: ignore[return-value]
 
     def balance(log_prob: Tensor, t: Trajectories) -> Tensor:
@@ -181,9 +181,11 @@ def test_mixture_and_defensive_weights_are_unbiased_for_data_of_the_mixture(
         return gpomdp_surrogate(log_prob, t.rewards, t.mask, mdp.gamma, weights=weights)
 
     for target in (old, current):
-        found = expectation(mdp, target, law([old, current, third], shares), balance)
+        found = expectation(mdp, target, mixture([old, current, third], shares), balance)
         torch.testing.assert_close(found, mdp.gradient(target), **EXACT)
-        found = expectation(mdp, target, law([current, old], torch.tensor([0.7, 0.3], dtype=torch.float64)), defensive)
+        found = expectation(
+            mdp, target, mixture([current, old], torch.tensor([0.7, 0.3], dtype=torch.float64)), defensive
+        )
         torch.testing.assert_close(found, mdp.gradient(target), **EXACT)
 
 

@@ -1,1 +1,0 @@
-"""Policy-gradient estimators, importance weights and Fisher products. Knows tensors and log-probabilities."""
