@@ -11,9 +11,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.build import build_model
+from agents.variants import STORMPlusPGVariant
 from agents.zoo import build_from_zoo
 from storm_rl import STORMPlusPG
-from storm_rl.storm_plus_pg import STORMPlusPGVariant
 from storm_rl.zoo import ALGORITHMS
 
 _SIBLINGS = [row for row in ALGORITHMS.values() if row.algorithm is not STORMPlusPG]

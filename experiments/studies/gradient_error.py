@@ -27,18 +27,26 @@ import torch
 import typer
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnv
+from storm_rl.common.distributions import kept, mean_kl
+from storm_rl.gradients.two_point import LogProbAtPoints
 from torch import Tensor
 
 from envs import get_task
 from envs.batched import make_vec
 from experiments.files import write_atomically
 from experiments.plots import COLOURS, LINES, save
-from storm_rl.episodic.recursions import AnchoredRecursion, Vector, vector_norm
-from storm_rl.common.distributions import kept, mean_kl
-from storm_rl.episodic.episodes import TrajectoryBatch
-from storm_rl.episodic.episodic_algorithm import EpisodicAlgorithm
-from storm_rl.episodic import GPOMDP
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights
+from storm_rl.episodic import GPOMDP
+from storm_rl.episodic.episodes import TrajectoryBatch, pad
+from storm_rl.episodic.episodic_algorithm import EpisodicAlgorithm
+from storm_rl.episodic.recursions import (
+    AnchoredRecursion,
+    EpochRecursion,
+    MomentumRecursion,
+    SnapshotRecursion,
+    Vector,
+    vector_norm,
+)
 from storm_rl.episodic.returns import (
     Baseline,
     discount_factors,
@@ -47,12 +55,7 @@ from storm_rl.episodic.returns import (
     monte_carlo_returns,
     reinforce_advantages,
 )
-from storm_rl.episodic.episodes import pad
-from storm_rl.gradients.two_point import LogProbAtPoints
 from storm_rl.optim.recursion import storm_plus_momentum
-from storm_rl.episodic.recursions import EpochRecursion
-from storm_rl.episodic.recursions import MomentumRecursion
-from storm_rl.episodic.recursions import SnapshotRecursion
 
 RESULTS = Path(__file__).parents[1] / "results" / "gradient_error"
 LARGE, SMALL = 100, 10

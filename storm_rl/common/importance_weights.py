@@ -31,7 +31,7 @@ from torch import Tensor
 def per_step_weights(
     target_log_prob: Tensor,
     behaviour_log_prob: Tensor,
-    truncation: float | None = None,
+    max_weight: float | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     r""":math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`, one ratio a step.
@@ -39,25 +39,25 @@ def per_step_weights(
     Args:
         target_log_prob: ``log pi(a|s)``, any shape.
         behaviour_log_prob: ``log mu(a|s)``, the same shape.
-        truncation: The largest weight; larger ones become it. None: no bound.
+        max_weight: The largest weight; larger ones become it. None: no bound.
         mask: Boolean, the same shape; where false, the weight is 0 whatever the log-probabilities are.
 
     Returns:
         The weights, of the same shape, detached from the graph.
 
     Raises:
-        ValueError: If shapes differ, the mask leaves nothing, ``truncation`` is not positive, or a weight is
+        ValueError: If shapes differ, the mask leaves nothing, ``max_weight`` is not positive, or a weight is
             not finite.
     """
     log_ratio = _log_ratio(target_log_prob, behaviour_log_prob, mask)
-    return masked(_exponentiate(log_ratio, truncation), mask)
+    return masked(_exponentiate(log_ratio, max_weight), mask)
 
 
 def per_decision_weights(
     target_log_prob: Tensor,
     behaviour_log_prob: Tensor,
     mask: Tensor | None = None,
-    truncation: float | None = None,
+    max_weight: float | None = None,
     self_normalise: bool = False,
 ) -> Tensor:
     r""":math:`w_h = \prod_{k \le h} \pi(a_k | s_k) / \mu(a_k | s_k)`, the weight of the reward at ``h``.
@@ -66,7 +66,7 @@ def per_decision_weights(
         target_log_prob: ``log pi(a|s)``, shape ``(n_episodes, n_steps)``.
         behaviour_log_prob: ``log mu(a|s)``, the same shape.
         mask: Boolean, the same shape; the weight is 0 where it is false.
-        truncation: The largest weight; larger ones become it. None: no bound.
+        max_weight: The largest weight; larger ones become it. None: no bound.
         self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so
             that they cannot overflow. An episode that has ended stays in that mean with its last weight, as an
             episode in an absorbing state would; leaving it out would also divide by the probability of being
@@ -80,14 +80,14 @@ def per_decision_weights(
     """
     check_padded("log-probabilities", target_log_prob)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).cumsum(dim=1)
-    return masked(_exponentiate(log_weights, truncation, self_normalise), mask)
+    return masked(_exponentiate(log_weights, max_weight, self_normalise), mask)
 
 
 def trajectory_weights(
     target_log_prob: Tensor,
     behaviour_log_prob: Tensor,
     mask: Tensor | None = None,
-    truncation: float | None = None,
+    max_weight: float | None = None,
     self_normalise: bool = False,
 ) -> Tensor:
     r""":math:`w = \prod_{h < T} \pi(a_h | s_h) / \mu(a_h | s_h)`, one weight an episode, shape
@@ -97,92 +97,7 @@ def trajectory_weights(
     """
     check_padded("log-probabilities", target_log_prob)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).sum(dim=1)
-    return _exponentiate(log_weights, truncation, self_normalise)
-
-
-def segment_weights(
-    target_log_prob: Tensor,
-    behaviour_log_prob: Tensor,
-    segment_ends: Tensor,
-    per_decision: bool,
-    truncation: float | None = None,
-) -> Tensor:
-    """Per-decision or per-trajectory weights of trajectories that lie one after the other.
-
-    Args:
-        target_log_prob: ``log pi(a|s)``, shape ``(n,)``, in order of time within each trajectory.
-        behaviour_log_prob: ``log mu(a|s)``, the same shape.
-        segment_ends: Boolean, the same shape: the last step of each trajectory. The last of all must be one.
-        per_decision: The product up to each step; if false, that of the whole trajectory at each of its steps.
-        truncation: The largest weight; larger ones become it. None: no bound.
-
-    Returns:
-        One weight a step, shape ``(n,)``, detached.
-
-    Raises:
-        ValueError: As `per_decision_weights`; also if the last step ends no trajectory.
-    """
-    check_mask(segment_ends, target_log_prob)
-    if not bool(segment_ends[-1]):
-        raise ValueError("segment_ends must be true at the last step: every trajectory has an end")
-    log_ratio = _log_ratio(target_log_prob, behaviour_log_prob, None)
-    segment = segment_ends.cumsum(dim=0) - segment_ends.to(torch.long)
-    lengths = torch.bincount(segment)
-    step = torch.arange(len(segment), device=segment.device) - (lengths.cumsum(dim=0) - lengths)[segment]
-    padded = log_ratio.new_zeros(len(lengths), int(lengths.max()))
-    padded[segment, step] = log_ratio
-    # Sums within a row: a running sum over all trajectories would carry their rounding errors along.
-    log_weights = padded.cumsum(dim=1)[segment, step] if per_decision else padded.sum(dim=1)[segment]
-    return _exponentiate(log_weights, truncation)
-
-
-def mixture_weights(
-    target_log_prob: Tensor,
-    behaviour_log_probs: Tensor,
-    proportions: Tensor,
-    mask: Tensor | None = None,
-    per_decision: bool = False,
-    truncation: float | None = None,
-    self_normalise: bool = False,
-) -> Tensor:
-    r"""Weights against a mixture of behaviour policies that each act for a whole episode.
-
-    .. math::
-        w = \frac{\prod_h \pi(a_h | s_h)}{\sum_j p_j \prod_h \mu_j(a_h | s_h)}
-
-    With ``p_j`` the share of episodes that ``mu_j`` sampled this is the *balance heuristic* (Veach, Guibas,
-    SIGGRAPH 1995); with the target among the behaviours it is *defensive* importance sampling (Hesterberg,
-    1995) and bounded by ``1 / p_target``. The weight does not ask which policy sampled the episode. The
-    mixture is one of trajectories: all products are taken before the sum, up to ``h`` for the per-decision
-    form, which is unbiased as well because a prefix has the mixture of the prefix laws.
-
-    Args:
-        target_log_prob: ``log pi(a|s)``, shape ``(n_episodes, n_steps)``.
-        behaviour_log_probs: ``log mu_j(a|s)``, shape ``(n_behaviours, n_episodes, n_steps)``.
-        proportions: ``p_j``, shape ``(n_behaviours,)``, non-negative, with sum 1.
-        mask: Boolean, shape ``(n_episodes, n_steps)``.
-        per_decision: One weight a step, of the prefix up to it, in place of one weight an episode.
-        truncation: The largest weight; larger ones become it. None: no bound.
-        self_normalise: As in `per_decision_weights`.
-
-    Returns:
-        Shape ``(n_episodes, n_steps)`` if ``per_decision`` else ``(n_episodes,)``, detached.
-
-    Raises:
-        ValueError: As `per_decision_weights`; also if ``proportions`` are not a distribution over the
-            behaviours.
-    """
-    check_padded("log-probabilities", target_log_prob)
-    _check_proportions(proportions, behaviour_log_probs)
-    # A mixture is one behaviour policy whose log-density is a log-sum-exp: relative to the target it reads
-    # -log w = logsumexp_j(log p_j + sum_h (log mu_j - log pi)), which stays in range however long the
-    # episode.
-    log_ratios = torch.stack([_log_ratio(behaviour, target_log_prob, mask) for behaviour in behaviour_log_probs])
-    log_products = log_ratios.cumsum(dim=2) if per_decision else log_ratios.sum(dim=2)
-    log_shares = proportions.detach().to(log_products.dtype).log()
-    log_shares = log_shares.reshape(-1, *[1] * (log_products.dim() - 1))
-    weights = _exponentiate(-torch.logsumexp(log_shares + log_products, dim=0), truncation, self_normalise)
-    return masked(weights, mask) if per_decision else weights
+    return _exponentiate(log_weights, max_weight, self_normalise)
 
 
 def defensive_weights(
@@ -195,8 +110,13 @@ def defensive_weights(
 ) -> Tensor:
     r"""Weights against ``(1 - b) p_current + b p_previous``, the mixture that DEF-PG samples from.
 
-    Where the target is one of the two, the weight is at most ``1 / (1 - b)`` (current) or ``1 / b``
-    (previous), whatever the horizon (Papini, Metelli, Restelli, Machine Learning 2024).
+    .. math:: w = \frac{\prod_h \pi(a_h | s_h)}{\sum_j p_j \prod_h \mu_j(a_h | s_h)}
+
+    The mixture is one of trajectories, each sampled throughout by one policy: all products are taken before the sum, up
+    to ``h`` for the per-decision form. The weight does not ask which policy sampled the episode: it is the *balance
+    heuristic* (Veach, Guibas, SIGGRAPH 1995). Where the target is one of the two, it is *defensive* importance sampling
+    (Hesterberg, 1995): at most ``1 / (1 - b)`` (current) or ``1 / b`` (previous), whatever the horizon (Papini,
+    Metelli, Restelli, Machine Learning 2024).
 
     Args:
         target_log_prob: Log-probabilities under the target, shape ``(n_episodes, n_steps)``; usually one of
@@ -206,17 +126,28 @@ def defensive_weights(
         defensive: ``b`` in [0, 1], the share of episodes that the *previous* policy samples. The paper's
             alpha is ``1 - b``.
         mask: Boolean, the same shape.
-        per_decision: One weight a step in place of one an episode.
+        per_decision: One weight a step, of the prefix up to it, in place of one an episode.
+
+    Returns:
+        Shape ``(n_episodes, n_steps)`` if ``per_decision`` else ``(n_episodes,)``, detached.
 
     Raises:
-        ValueError: If ``defensive`` is outside [0, 1], and as `mixture_weights`.
+        ValueError: If ``defensive`` is outside [0, 1], and as `per_decision_weights`.
     """
     if not 0.0 <= defensive <= 1.0:
         raise ValueError(f"defensive must lie in [0, 1] (the previous policy's share), got {defensive}")
-    shares = torch.tensor([1.0 - defensive, defensive], dtype=torch.float64, device=target_log_prob.device)
-    behaviours = torch.stack([current_log_prob, previous_log_prob])
-    used = shares > 0.0  # A policy without a share must not be able to make a weight NaN.
-    return mixture_weights(target_log_prob, behaviours[used], shares[used], mask, per_decision)
+    check_padded("log-probabilities", target_log_prob)
+    behaviours = ((1.0 - defensive, current_log_prob), (defensive, previous_log_prob))
+    # Relative to the target, -log w = logsumexp_j(log p_j + sum_h (log mu_j - log pi)): in range however long the
+    # episode. A policy without a share must not be able to make a weight NaN.
+    log_products = []
+    for share, behaviour_log_prob in behaviours:
+        if share > 0.0:
+            log_ratio = _log_ratio(behaviour_log_prob, target_log_prob, mask)
+            log_product = log_ratio.cumsum(dim=1) if per_decision else log_ratio.sum(dim=1)
+            log_products.append(log_product + math.log(share))
+    weights = _exponentiate(-torch.logsumexp(torch.stack(log_products), dim=0), None)
+    return masked(weights, mask) if per_decision else weights
 
 
 def effective_sample_size(weights: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -281,27 +212,16 @@ def _log_ratio(target_log_prob: Tensor, behaviour_log_prob: Tensor, mask: Tensor
     return masked(target_log_prob.detach() - behaviour_log_prob.detach(), mask)
 
 
-def _check_proportions(proportions: Tensor, behaviour_log_probs: Tensor) -> None:
-    if proportions.dim() != 1 or len(proportions) != len(behaviour_log_probs) or len(proportions) == 0:
-        raise ValueError(
-            f"proportions have shape {tuple(proportions.shape)} for {len(behaviour_log_probs)} behaviours; "
-            "one share each is needed"
-        )
-    total = float(proportions.sum())
-    if bool((proportions < 0).any()) or not math.isclose(total, 1.0, rel_tol=1e-5):
-        raise ValueError(f"proportions must be non-negative with sum 1, got {proportions.tolist()}")
-
-
-def _exponentiate(log_weights: Tensor, truncation: float | None, self_normalise: bool = False) -> Tensor:
-    """``exp``, bounded by ``truncation`` if there is one, or a clear error in place of inf and NaN.
+def _exponentiate(log_weights: Tensor, max_weight: float | None, self_normalise: bool = False) -> Tensor:
+    """``exp``, bounded by ``max_weight`` if there is one, or a clear error in place of inf and NaN.
 
     Self-normalised, divided by the mean over episodes (dimension 0), the weights are at most their number: the
     division comes before the exponential, so that nothing can overflow.
     """
-    if truncation is not None:
-        if not truncation > 0.0:
-            raise ValueError(f"truncation must be positive (the largest weight allowed), got {truncation}")
-        log_weights = log_weights.clamp(max=math.log(truncation))
+    if max_weight is not None:
+        if not max_weight > 0.0:
+            raise ValueError(f"max_weight must be positive, got {max_weight}")
+        log_weights = log_weights.clamp(max=math.log(max_weight))
     if self_normalise:
         log_total = torch.logsumexp(log_weights, dim=0, keepdim=True)
         if bool(torch.isneginf(log_total).any()):
@@ -316,7 +236,7 @@ def _exponentiate(log_weights: Tensor, truncation: float | None, self_normalise:
     if bool(torch.isinf(weights).any()):
         raise ValueError(
             f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two "
-            "policies are too far apart for unbounded weights; set a truncation, use mixture weights or take "
+            "policies are too far apart for unbounded weights; set max_weight, use mixture weights or take "
             "smaller steps"
         )
     return weights

@@ -4,6 +4,5 @@ from storm_rl.common.policies import StandardisedActorCriticCnnPolicy as CnnPoli
 from storm_rl.common.policies import StandardisedActorCriticPolicy as MlpPolicy
 from storm_rl.common.policies import StandardisedMultiInputActorCriticPolicy as MultiInputPolicy
 from storm_rl.storm_plus_pg.storm_plus_pg import STORMPlusPG
-from storm_rl.storm_plus_pg.variants import PAPER, STORMPlusPGVariant
 
-__all__ = ["PAPER", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "STORMPlusPG", "STORMPlusPGVariant"]
+__all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy", "STORMPlusPG"]

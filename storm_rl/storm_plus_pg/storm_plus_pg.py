@@ -58,9 +58,7 @@ class STORMPlusPG(RolloutAlgorithm):
     step is shortened where its quadratic KL would pass ``target_kl``.
 
     The critic has a network and an optimizer (Adam) of its own and is fitted to V-trace targets, divided by the
-    running standard deviation of the discounted return. Observations are standardised inside the policy. Variants that
-    switch parts off, or are the paper's STORM+ to the letter, are
-    :class:`~storm_rl.storm_plus_pg.variants.STORMPlusPGVariant`.
+    running standard deviation of the discounted return. Observations are standardised inside the policy.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of their classes.
@@ -98,7 +96,7 @@ class STORMPlusPG(RolloutAlgorithm):
         2048
     """
 
-    # What ablations change, see `variants`: rollouts whose states the Fisher matrix covers, and states in all;
+    # What the repository's variants change as well: rollouts whose states the Fisher matrix covers, and states in all;
     # advantages are never divided by less than this share of the return's scale, so that noise stays small where all
     # actions are about equally good.
     fisher_rollouts = 8

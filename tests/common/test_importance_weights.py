@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 from storm_rl.common.importance_weights import (
     defensive_weights,
     effective_sample_size,
-    mixture_weights,
     per_decision_weights,
     per_step_weights,
-    segment_weights,
     trajectory_weights,
 )
 
@@ -37,18 +35,6 @@ def test_the_three_forms_by_hand() -> None:
     )
 
 
-def test_weights_of_trajectories_in_a_row_are_those_of_padded_ones() -> None:
-    target, behaviour = TARGET[MASK], BEHAVIOUR[MASK]
-    ends = torch.tensor([False, False, True, True])
-    decisions = segment_weights(target, behaviour, ends, per_decision=True)
-    torch.testing.assert_close(decisions, per_decision_weights(TARGET, BEHAVIOUR, MASK)[MASK])
-    whole = segment_weights(target, behaviour, ends, per_decision=False)
-    torch.testing.assert_close(whole, trajectory_weights(TARGET, BEHAVIOUR, MASK)[torch.tensor([0, 0, 0, 1])])
-    assert float(segment_weights(target, behaviour, ends, per_decision=True, truncation=1.5).max()) == 1.5
-    with pytest.raises(ValueError, match="last step"):
-        segment_weights(target, behaviour, torch.tensor([True, False, False, False]), per_decision=True)
-
-
 def test_self_normalisation_keeps_ended_episodes_in_the_mean() -> None:
     weights = per_decision_weights(TARGET, BEHAVIOUR, MASK, self_normalise=True)
     expected = [[2 / 2.5, 1 / 2.0, 2 / 2.5], [3 / 2.5, 0.0, 0.0]]
@@ -63,14 +49,13 @@ def test_self_normalised_weights_do_not_overflow_where_plain_ones_or_their_sum_d
     for weights in (
         per_decision_weights(target, behaviour, self_normalise=True),
         trajectory_weights(target, behaviour, self_normalise=True)[:, None],
-        mixture_weights(target, behaviour[None], torch.ones(1), self_normalise=True)[:, None],
     ):
         torch.testing.assert_close(weights[:2], expected)
 
 
 def test_truncation_bounds_even_what_would_overflow() -> None:
     far, near = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 0.5]])
-    weights = per_step_weights(far, near, truncation=3.0)
+    weights = per_step_weights(far, near, max_weight=3.0)
     assert weights[0, 0].item() == pytest.approx(3.0)
     assert weights[0, 1].item() == pytest.approx(2.718281828**-0.5, rel=1e-6)
 
@@ -88,8 +73,8 @@ def test_overflow_nan_and_shapes_are_clear_errors(form) -> None:
         form(near, near, mask=torch.zeros(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="boolean"):
         form(near, near, mask=torch.ones(1, 2))
-    with pytest.raises(ValueError, match="truncation must be positive"):
-        form(near, near, truncation=0.0)
+    with pytest.raises(ValueError, match="max_weight must be positive"):
+        form(near, near, max_weight=0.0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
@@ -100,7 +85,7 @@ def test_products_over_the_wrong_dimension_are_refused(shape: tuple[int, ...]) -
         with pytest.raises(ValueError, match=r"shape \(n_episodes, n_steps\); got torch\.float32"):
             form(log_prob, log_prob)
     with pytest.raises(ValueError, match=r"\(n_episodes, n_steps\)"):
-        mixture_weights(log_prob, log_prob[None], torch.ones(1))
+        defensive_weights(log_prob, log_prob, log_prob, 0.5)
 
 
 def test_an_action_the_target_never_takes_has_weight_zero() -> None:
@@ -112,18 +97,16 @@ def test_weights_carry_no_gradient() -> None:
     target = torch.zeros(2, 3, requires_grad=True)
     for form in (per_step_weights, per_decision_weights, trajectory_weights):
         assert not form(target, torch.zeros(2, 3)).requires_grad
-    assert not mixture_weights(target, torch.zeros(1, 2, 3), torch.ones(1)).requires_grad
+    assert not defensive_weights(target, torch.zeros(2, 3), target, 0.5).requires_grad
 
 
-def test_mixture_of_one_is_the_plain_weight_and_by_hand() -> None:
-    one = torch.ones(1, dtype=torch.float64)
+def test_defensive_weights_of_one_policy_are_the_plain_ones_and_of_two_by_hand() -> None:
     for per_decision, plain in ((True, per_decision_weights), (False, trajectory_weights)):
-        torch.testing.assert_close(
-            mixture_weights(TARGET, BEHAVIOUR[None], one, MASK, per_decision), plain(TARGET, BEHAVIOUR, MASK)
-        )
-    both = mixture_weights(
-        TARGET, torch.stack([TARGET, BEHAVIOUR]), torch.tensor([0.25, 0.75], dtype=torch.float64), MASK
-    )
+        for defensive, policies in ((0.0, (BEHAVIOUR, TARGET)), (1.0, (TARGET, BEHAVIOUR))):
+            torch.testing.assert_close(
+                defensive_weights(TARGET, *policies, defensive, MASK, per_decision), plain(TARGET, BEHAVIOUR, MASK)
+            )
+    both = defensive_weights(TARGET, TARGET, BEHAVIOUR, 0.75, MASK)
     torch.testing.assert_close(both, 1 / (0.25 + 0.75 / torch.tensor([2.0, 3.0], dtype=torch.float64)))
 
 
@@ -135,13 +118,6 @@ def test_defensive_weights_survive_where_plain_ones_overflow() -> None:
         defensive_weights(previous, current, previous, 0.0)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         defensive_weights(previous, current, previous, 1.5)
-
-
-def test_proportions_must_be_a_distribution_over_the_behaviours() -> None:
-    behaviours = torch.stack([TARGET, BEHAVIOUR])
-    for proportions in (torch.tensor([1.0]), torch.tensor([0.7, 0.7]), torch.tensor([1.5, -0.5])):
-        with pytest.raises(ValueError, match="proportions"):
-            mixture_weights(TARGET, behaviours, proportions, MASK)
 
 
 def test_self_normalising_nothing_is_an_error() -> None:

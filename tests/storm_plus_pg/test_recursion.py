@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion
-from storm_rl.storm_plus_pg.variants import PlainMomentum
 
 
 def started(momentum: float | str, floor: float = 0.0, direction: Tensor | None = None) -> PolicyRecursion:
@@ -45,13 +44,6 @@ def test_momentum_one_is_the_plain_gradient() -> None:
     recursion = started(1.0)
     assert not recursion.needs_previous
     torch.testing.assert_close(recursion.next_direction(gradients, torch.ones(1, 2)), gradients[0])
-
-
-def test_without_the_correction_it_is_plain_momentum() -> None:
-    recursion = PlainMomentum(0.25, 0.0)
-    recursion.next_direction(torch.ones(1, 2), None)
-    direction = recursion.next_direction(torch.tensor([[3.0, -1.0]]), torch.full((1, 2), 100.0))
-    torch.testing.assert_close(direction, torch.tensor([1.5, 0.5]))
 
 
 @pytest.mark.parametrize("momentum", ["measured", 0.4])

@@ -13,8 +13,6 @@ from torch.nn.utils import parameters_to_vector
 from storm_rl import STORMPlusPG
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
-from storm_rl.storm_plus_pg.rollouts import Transitions
-from storm_rl.storm_plus_pg.variants import PAPER, STORMPlusPGVariant
 from tests.contract.cases import IMAGE, RandomEnv
 
 SMALL: dict[str, Any] = {"n_steps": 32, "critic_steps": 4, "reuse_rollouts": 1, "seed": 0, "device": "cpu"}
@@ -22,17 +20,6 @@ SMALL: dict[str, Any] = {"n_steps": 32, "critic_steps": 4, "reuse_rollouts": 1, 
 
 def small(env: Any, policy: str = "MlpPolicy", **arguments: Any) -> STORMPlusPG:
     return STORMPlusPG(policy, env, **{**SMALL, **arguments})
-
-
-def variant(env: Any, **arguments: Any) -> STORMPlusPGVariant:
-    return STORMPlusPGVariant("MlpPolicy", env, **{**SMALL, **arguments})
-
-
-def transitions_of(model: STORMPlusPG) -> tuple[Any, Transitions]:
-    networks = model.networks()
-    actor = networks.actor(model.window.observations())
-    batch = model.window.transitions(actor.observations, actor.distribution(), networks, model.gamma, model.gae_lambda)
-    return actor, batch
 
 
 def test_defaults_solve_cartpole_within_20000_steps() -> None:
@@ -101,59 +88,6 @@ def test_closed_form_and_autograd_train_the_same_model(task: str, monkeypatch: p
     torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
 
 
-def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
-    model = variant(make_vec_env("CartPole-v1", n_envs=2), **PAPER)
-    before = parameters_to_vector(model.policy.actor_parameters()).detach().clone()
-    gradients: list[torch.Tensor] = []
-    part_gradients = model._part_gradients
-
-    def spy(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        parts, weights = part_gradients(*arguments)
-        gradients.append(parts.mean(dim=0))
-        return parts, weights
-
-    model._part_gradients = spy  # type: ignore[method-assign]
-    model.learn(128)
-    g_1, g_2, g_2_at_1 = (gradient.double() for gradient in gradients)
-    a_2 = (1 + g_1 @ g_1) ** (-2 / 3)
-    sum_1 = g_1 @ g_1 / a_2
-    d_2 = g_2 + (1 - a_2) * (g_1 - g_2_at_1)
-    a_3 = (1 + g_1 @ g_1 + g_2 @ g_2) ** (-2 / 3)
-    expected = before - sum_1 ** (-1 / 3) * g_1 - (sum_1 + d_2 @ d_2 / a_3) ** (-1 / 3) * d_2
-    after = parameters_to_vector(model.policy.actor_parameters()).detach()
-    torch.testing.assert_close(after.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["per_decision", "trajectory"])
-def test_products_of_ratios_as_weights(kind: str) -> None:
-    model = variant(make_vec_env("CartPole-v1", n_envs=2), weights=kind, reuse_rollouts=2, max_weight=None)
-    model.learn(64 * 4)
-    actor, batch = transitions_of(model)
-    _, weights = model._part_gradients(actor, batch)
-    with torch.no_grad():
-        ratios = model.policy.get_distribution(batch.observations).log_prob(batch.actions) - batch.behaviour_log_prob
-    start = 0
-    for end in batch.segment_ends.nonzero().flatten().tolist():
-        part = ratios[start : end + 1]
-        expected = part.cumsum(0) if kind == "per_decision" else part.sum().expand(len(part))
-        torch.testing.assert_close(weights[start : end + 1], expected.exp(), rtol=1e-4, atol=1e-6)
-        start = end + 1
-    assert start == len(ratios)
-    assert not torch.allclose(weights, torch.ones_like(weights), atol=1e-3)
-
-
-def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
-    model = variant(make_vec_env("CartPole-v1", n_envs=4), advantage_floor=0.1)
-    model.learn(128)
-    plain = transitions_of(model)[1].advantages
-    ratio = float(plain.std()) / model.return_statistics.scale
-    for floor, expected in ((0.0, 1.0), (0.5 * ratio, 1.0), (min(1.0, 2.0 * ratio), ratio / min(1.0, 2.0 * ratio))):
-        model.advantage_floor = floor
-        advantages = model._standardised(plain)
-        assert float(advantages.std()) == pytest.approx(expected, rel=1e-4)
-        assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
-
-
 def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     divergences: list[float] = []
     model = small(make_vec_env("CartPole-v1", n_envs=8), n_steps=64, target_kl=0.001, cg_damping=1e-3)
@@ -191,32 +125,6 @@ def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bad_argument_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small("CartPole-v1", **arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"advantage_floor": -0.1}, "advantage_floor must be a number in"),
-        ({"metric": "manhattan"}, "manhattan"),
-        ({"metric": "euclidean"}, "target_kl='auto' .*must be None"),
-        ({"weights": "episode"}, "weights must be .*'episode'"),
-        ({"fisher_states": 2}, "fisher_states"),
-        ({"momentum": 2.0}, "momentum must be"),
-        ({"momentum": "adam"}, "momentum must be"),
-        ({"momentum_floor": -1.0}, "momentum_floor must be"),
-    ],
-)
-def test_bad_argument_of_a_variant_is_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        variant("CartPole-v1", **arguments)
-
-
-def test_variant_with_its_defaults_is_the_agent() -> None:
-    trained = [
-        parameters_to_vector(make(make_vec_env("CartPole-v1", n_envs=2)).learn(192).policy.parameters())
-        for make in (small, variant)
-    ]
-    assert torch.equal(*trained)
 
 
 def test_other_policies_are_differentiated_by_autograd() -> None:

@@ -2,12 +2,13 @@
 
 from typing import Any, Literal
 
+import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from storm_rl.common.checks import check_integer, check_range
-from storm_rl.common.importance_weights import segment_weights
+from storm_rl.common.importance_weights import check_mask, per_decision_weights, trajectory_weights
 from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
 from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
@@ -120,3 +121,40 @@ class PlainMomentum(PolicyRecursion):
 
     def _mixed(self, gradient: Tensor, direction: Tensor, gradient_at_previous: Tensor) -> Tensor:
         return super()._mixed(gradient, direction, gradient)
+
+
+def segment_weights(
+    target_log_prob: Tensor,
+    behaviour_log_prob: Tensor,
+    segment_ends: Tensor,
+    per_decision: bool,
+    max_weight: float | None = None,
+) -> Tensor:
+    """Per-decision or per-trajectory weights of trajectories that lie one after the other.
+
+    Args:
+        target_log_prob: ``log pi(a|s)``, shape ``(n,)``, in order of time within each trajectory.
+        behaviour_log_prob: ``log mu(a|s)``, the same shape.
+        segment_ends: Boolean, the same shape: the last step of each trajectory. The last of all must be one.
+        per_decision: The product up to each step; if false, that of the whole trajectory at each of its steps.
+        max_weight: The largest weight; larger ones become it. None: no bound.
+
+    Returns:
+        One weight a step, shape ``(n,)``, detached.
+
+    Raises:
+        ValueError: As `per_decision_weights`; also if the last step ends no trajectory.
+    """
+    check_mask(segment_ends, target_log_prob)
+    if not bool(segment_ends[-1]):
+        raise ValueError("segment_ends must be true at the last step: every trajectory has an end")
+    segment = segment_ends.cumsum(dim=0) - segment_ends.to(torch.long)
+    lengths = torch.bincount(segment)
+    step = torch.arange(len(segment), device=segment.device) - (lengths.cumsum(dim=0) - lengths)[segment]
+    padded = []
+    for values in (target_log_prob.detach(), behaviour_log_prob.detach(), torch.ones_like(segment_ends)):
+        padded.append(values.new_zeros(len(lengths), int(lengths.max())))
+        padded[-1][segment, step] = values
+    if per_decision:
+        return per_decision_weights(*padded, max_weight)[segment, step]
+    return trajectory_weights(*padded, max_weight)[segment]
