@@ -28,7 +28,7 @@ from storm_rl.common.policies import (
 from storm_rl.common.threads import one_thread
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic, Objective
 from storm_rl.storm_plus_pg.metric import fisher_vector_product, mean_kl
-from storm_rl.storm_plus_pg.numpy_mlp import Array, Jacobian, NumpyMLP, cholesky_columns, has_hooks
+from storm_rl.storm_plus_pg.numpy_mlp import Array, Jacobian, NumpyMLP, cholesky_columns
 
 # Where a subclass has its own, the networks are not all there is to the policy.
 _OWN_METHODS = (
@@ -69,12 +69,12 @@ class NumpyActorCritic:
         own, base = type(policy), StandardisedActorCriticPolicy
         if any(getattr(own, name) is not getattr(base, name) for name in _OWN_METHODS):
             return None
-        if has_hooks(policy) or type(policy.mlp_extractor) is not MlpExtractor:
+        if _has_hooks(policy) or type(policy.mlp_extractor) is not MlpExtractor:
             return None
         if getattr(policy.action_dist, "learn_features", False):
             return None
-        actor = NumpyMLP.from_modules(policy.mlp_extractor.policy_net, policy.action_net)
-        critic = NumpyMLP.from_modules(policy.mlp_extractor.value_net, policy.value_head.linear)
+        actor = mlp_from_modules(policy.mlp_extractor.policy_net, policy.action_net)
+        critic = mlp_from_modules(policy.mlp_extractor.value_net, policy.value_head.linear)
         if actor is None or critic is None:
             return None
         log_std = getattr(policy, "log_std", None)
@@ -279,12 +279,30 @@ class NumpyActor:
         return self.network.with_parameters(vector[:size].numpy()), log_std
 
 
+def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
+    """The network that ``modules`` make, one after the other, with their parameters themselves; None for other kinds."""
+    arrays: list[Array] = []
+    activations: list[type[nn.Module]] = []
+    for module in _leaves(modules):
+        if _has_hooks(module):
+            return None
+        # Exact types: a subclass may compute anything.
+        if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
+            arrays += [module.weight.detach().numpy(), module.bias.detach().numpy()]
+            activations.append(nn.Identity)
+        elif type(module) in (nn.Tanh, nn.ReLU) and activations and activations[-1] is nn.Identity:
+            activations[-1] = type(module)
+        else:
+            return None
+    return NumpyMLP(arrays, activations) if activations else None
+
+
 def has_plain_adam(policy: StandardisedActorCriticPolicy) -> bool:
     """Whether the policy's optimizer is torch's Adam with nothing around it, over all of the critic as one group."""
     optimizer = policy.optimizer
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
-    # Torch has no public way to ask for hooks. A scheduler's wrapper of `step` is an attribute of the instance.
+    # As in `_has_hooks`. A scheduler's wrapper of `step` is an attribute of the instance.
     hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
     group = optimizer.param_groups[0]
     same = [id(parameter) for parameter in group["params"]] == [id(part) for part in policy.critic_parameters()]
@@ -329,6 +347,22 @@ def _flattened(observations: ObservationBatch) -> Array:
     assert isinstance(observations, Tensor)
     array: Array = observations.float().numpy()
     return array.reshape(len(array), -1)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    # Torch has no public way to ask.
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for module in modules:
+        found += _leaves(list(module)) if type(module) is nn.Sequential else [module]
+    return found
+
+
+def _in_numpy(*tensors: Tensor) -> bool:
+    return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
 
 
 def _joined(states: list[dict[str, Tensor]], name: str, like: Array) -> Array:

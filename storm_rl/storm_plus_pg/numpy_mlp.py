@@ -5,8 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 Array = npt.NDArray[Any]
 """Floating-point, of the parameters' type."""
@@ -15,15 +14,14 @@ Array = npt.NDArray[Any]
 class NumpyMLP:
     r"""Linear layers with tanh, ReLU or nothing between them, at one parameter vector, on the CPU.
 
-    The same mathematics as autograd on the modules, and the same parameters: the arrays are views of the modules'
-    own (:meth:`from_modules`) or of a flat vector (:meth:`with_parameters`), in the order of ``module.parameters()``.
-    On networks of a few thousand parameters autograd's bookkeeping, the start of each of torch's operations, and its
-    tanh on the CPU cost more than the arithmetic.
+    The same mathematics as autograd on the modules. On networks of a few thousand parameters autograd's bookkeeping,
+    the start of each of torch's operations, and its tanh on the CPU cost more than the arithmetic.
 
     Methods with an argument ``out`` write there, into arrays of :meth:`empty_layers`; None makes new ones.
 
     Args:
-        arrays: Weight ``(n_out, n_in)`` and bias ``(n_out,)`` of each layer, one after the other.
+        arrays: Weight ``(n_out, n_in)`` and bias ``(n_out,)`` of each layer, one after the other: the order of
+            ``module.parameters()``. They are not copied.
         activations: ``nn.Tanh``, ``nn.ReLU`` or ``nn.Identity`` after each layer.
     """
 
@@ -36,24 +34,6 @@ class NumpyMLP:
         self._weights, self._biases = self.arrays[::2], self.arrays[1::2]
         self._activate = [_ACTIVATIONS[activation][0] for activation in activations]
         self._differentiate = [_ACTIVATIONS[activation][1] for activation in activations]
-
-    @classmethod
-    def from_modules(cls, *modules: nn.Module) -> Self | None:
-        """The network that ``modules`` make, one after the other; None if they hold anything but what is known here."""
-        arrays: list[Array] = []
-        activations: list[type[nn.Module]] = []
-        for module in _leaves(modules):
-            if has_hooks(module):
-                return None
-            # Exact types: a subclass may compute anything.
-            if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
-                arrays += [module.weight.detach().numpy(), module.bias.detach().numpy()]
-                activations.append(nn.Identity)
-            elif type(module) in (nn.Tanh, nn.ReLU) and activations and activations[-1] is nn.Identity:
-                activations[-1] = type(module)
-            else:
-                return None
-        return cls(arrays, activations) if activations else None
 
     def with_parameters(self, vector: Array) -> Self:
         """The same network with the parameters of a flat vector, ``(n_parameters,)``, which is not copied."""
@@ -219,24 +199,8 @@ def cholesky_columns(blocks: Array, negligible: float = 1e-6) -> list[Array]:
     return columns or [np.zeros_like(blocks[:, 0])]
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a user has hung a forward hook on the module; torch has no public way to ask."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _pairs(arrays: Sequence[Array]) -> list[tuple[Array, Array]]:
     return list(zip(arrays[::2], arrays[1::2], strict=True))
-
-
-def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for module in modules:
-        found += _leaves(list(module)) if type(module) is nn.Sequential else [module]
-    return found
-
-
-def _in_numpy(*tensors: Tensor) -> bool:
-    return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
 
 
 def _tanh(layer: Array) -> None:

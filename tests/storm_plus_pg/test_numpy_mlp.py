@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from storm_rl.storm_plus_pg.numpy_actor_critic import mlp_from_modules
 from storm_rl.storm_plus_pg.numpy_mlp import Jacobian, NumpyMLP, cholesky_columns
 
 
@@ -11,7 +12,7 @@ def networks(activation: type[nn.Module]) -> tuple[nn.Sequential, NumpyMLP]:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(3, 5), activation(), nn.Linear(5, 4), activation())
     module = nn.Sequential(body, nn.Linear(4, 2)).double()
-    network = NumpyMLP.from_modules(body, module[1])
+    network = mlp_from_modules(body, module[1])
     assert network is not None
     return module, network
 
@@ -147,7 +148,7 @@ def hooked() -> nn.Module:
     ],
 )
 def test_says_so_where_a_network_is_of_another_kind(module: nn.Module) -> None:
-    assert NumpyMLP.from_modules(module) is None
+    assert mlp_from_modules(module) is None
 
 
 def categorical_blocks(scale: float) -> np.ndarray:
