@@ -38,7 +38,7 @@ class PolicyRecursion:
 
     Args:
         momentum: How ``a_t`` is set. ``"storm+"``: the paper's schedule. ``"measured"``: what minimises the error
-            of ``d_t`` as measured, see :meth:`_measured_momentum`. A number in (0, 1]: constant (STORM-PG, Yuan
+            of ``d_t`` as measured, see :meth:`measured_momentum`. A number in (0, 1]: constant (STORM-PG, Yuan
             et al. 2020); 1 forgets the past.
         momentum_floor: Lower bound of a scheduled or measured ``a_t``, in [0, 1]; 0 leaves the paper as it is.
 
@@ -92,7 +92,7 @@ class PolicyRecursion:
         if self.direction is not None and gradients_at_previous is not None:
             self.momentum = self.scheduled_momentum
             if self.rule == "measured":
-                self.momentum = self._measured_momentum(self.direction, gradients, gradients_at_previous, overlap)
+                self.momentum = self.measured_momentum(self.direction, gradients, gradients_at_previous, overlap)
             direction = self._mixed(gradient, self.direction, gradients_at_previous.mean(dim=0))
         self.sum_squared_gradients += squared_norm([gradient])
         self.direction = direction
@@ -114,7 +114,7 @@ class PolicyRecursion:
         self.sum_weighted_directions += direction_square / divisor
         return storm_plus_step_size(self.sum_weighted_directions)
 
-    def _measured_momentum(
+    def measured_momentum(
         self, direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, overlap: float
     ) -> float:
         r"""The ``a_t`` that minimises the expected squared error of ``d_t``; updates the running error ratio.

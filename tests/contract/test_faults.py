@@ -187,6 +187,20 @@ def test_an_interrupted_update_is_undone(algorithm: Any) -> None:
     assert_equal_states_but_scale(before, snapshot(model))
 
 
+def test_the_states_of_the_fisher_matrix_are_put_back_without_having_been_copied() -> None:
+    model = small(STORMPlusPG, make_vec_env("CartPole-v1", 2)).learn(100)
+    before = [states.data_ptr() for states in model.fisher_metric.rollouts]
+
+    def interrupted(observations: Any) -> None:
+        assert len(model.fisher_metric.rollouts) == len(before) + 1
+        raise KeyboardInterrupt
+
+    model.policy.update_observation_statistics = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, reset_num_timesteps=False)
+    assert [states.data_ptr() for states in model.fisher_metric.rollouts] == before
+
+
 def test_a_learning_rate_that_is_not_a_number_is_undone() -> None:
     for algorithm in (STORMPlusPG, SRVRPG):
         rate = {learning_rate_argument(algorithm): lambda remaining: 1e-3 if remaining > 0.5 else float("nan")}
