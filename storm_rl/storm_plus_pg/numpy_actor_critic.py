@@ -280,7 +280,7 @@ class NumpyActor:
 
 
 def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
-    """The network that ``modules`` make, one after the other, with their parameters themselves; None for other kinds."""
+    """The network that ``modules`` make in a row, with their own parameters; None if they are of other kinds."""
     arrays: list[Array] = []
     activations: list[type[nn.Module]] = []
     for module in _leaves(modules):
