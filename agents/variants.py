@@ -151,10 +151,14 @@ def segment_weights(
     segment = segment_ends.cumsum(dim=0) - segment_ends.to(torch.long)
     lengths = torch.bincount(segment)
     step = torch.arange(len(segment), device=segment.device) - (lengths.cumsum(dim=0) - lengths)[segment]
-    padded = []
-    for values in (target_log_prob.detach(), behaviour_log_prob.detach(), torch.ones_like(segment_ends)):
-        padded.append(values.new_zeros(len(lengths), int(lengths.max())))
-        padded[-1][segment, step] = values
+
+    def padded(values: Tensor) -> Tensor:
+        rows = values.new_zeros(len(lengths), int(lengths.max()))
+        rows[segment, step] = values
+        return rows
+
+    target, behaviour = padded(target_log_prob.detach()), padded(behaviour_log_prob.detach())
+    mask = padded(torch.ones_like(segment_ends))
     if per_decision:
-        return per_decision_weights(*padded, max_weight)[segment, step]
-    return trajectory_weights(*padded, max_weight)[segment]
+        return per_decision_weights(target, behaviour, mask, max_weight)[segment, step]
+    return trajectory_weights(target, behaviour, mask, max_weight)[segment]

@@ -2,7 +2,6 @@
 
 import gzip
 import importlib.metadata
-import inspect
 import io
 import json
 import platform
@@ -27,6 +26,7 @@ from agents import get_contestant
 from envs import Task, get_task
 from envs.batched import make_vec
 from experiments.files import write_atomically
+from storm_rl.common.resumable_algorithm import constructor_parameters
 
 PROTOCOL_VERSION = 1
 EVALUATION_EPISODES = 20
@@ -232,7 +232,7 @@ def _saved(model: BaseAlgorithm) -> bytes | None:
 
 def resolved_settings(model: BaseAlgorithm) -> dict[str, str]:
     """The constructor's arguments as the model holds them, and its number of environments."""
-    names = [name for name in inspect.signature(type(model)).parameters if name in vars(model)]
+    names = [name for name in constructor_parameters(type(model)) if name in vars(model)]
     settings = {name: repr(getattr(model, name)) for name in names if name not in ("env", "tensorboard_log")}
     return {**settings, "n_envs": repr(model.n_envs), "policy": model.policy_class.__name__}
 

@@ -17,6 +17,7 @@ in `storm_rl.storm_plus_pg`.
 All runs are on the batched environments of ``envs.batched``. ``python -m experiments gradient-error --help``
 """
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,8 +28,6 @@ import torch
 import typer
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnv
-from storm_rl.common.distributions import kept, mean_kl
-from storm_rl.gradients.two_point import LogProbAtPoints
 from torch import Tensor
 
 from envs import get_task
@@ -50,12 +49,14 @@ from storm_rl.episodic.recursions import (
 from storm_rl.episodic.returns import (
     Baseline,
     discount_factors,
-    generalised_advantages,
     gpomdp_advantages,
     monte_carlo_returns,
     reinforce_advantages,
 )
+from storm_rl.episodic.two_point import LogProbAtPoints
 from storm_rl.optim.recursion import storm_plus_momentum
+from storm_rl.storm_plus_pg.metric import mean_kl
+from storm_rl.storm_plus_pg.rollouts import traced_advantages
 
 RESULTS = Path(__file__).parents[1] / "results" / "gradient_error"
 LARGE, SMALL = 100, 10
@@ -91,12 +92,7 @@ def estimate(
     model: EpisodicAlgorithm, batch: TrajectoryBatch, points: list[Vector], only_gpomdp: bool = False
 ) -> dict[str, Any]:
     """The estimates that one batch of the policy at ``points[0]`` allows, there and (weighted) at the others."""
-    at = LogProbAtPoints(
-        lambda parameters: model._distribution.at(parameters, batch.observations, batch.actions),
-        points,
-        vectorised=False,
-        with_respect_to=model._distribution.actor_names,
-    )
+    at = LogProbAtPoints(model._distribution, points, batch.observations, batch.actions)
     log_prob, mask = pad(at.values.double(), batch.mask), batch.mask
     weights = [per_decision_weights(each, log_prob[0], mask) for each in log_prob[1:]]
 
@@ -111,7 +107,7 @@ def estimate(
         return {"gpomdp": gpomdp}
     with torch.no_grad():
         values = pad(model.policy.predict_values(batch.observations).flatten().double(), mask)
-    gae = generalised_advantages(batch.rewards, mask, values, model.gamma, GAE_LAMBDA)
+    gae = generalised_advantages(batch.rewards, mask, values, model.gamma)
     gae = gae * discount_factors(mask.shape[1], model.gamma, gae)
     return {
         "reinforce": gradient(0, reinforce_advantages(batch.rewards, mask, model.gamma, loo)),
@@ -122,6 +118,15 @@ def estimate(
             for i, weight in enumerate(weights)
         ],
     }
+
+
+def generalised_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma: float) -> Tensor:
+    """GAE of padded episodes, ``(n_episodes, n_steps)``, whose ends are all terminal."""
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    ends = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    ones = torch.ones_like(rewards)
+    advantages, _ = traced_advantages(rewards.T, values.T, following.T, ends.T, ones.T, gamma, GAE_LAMBDA)
+    return torch.where(mask, advantages.T, 0.0)
 
 
 @torch.no_grad()
@@ -137,7 +142,8 @@ def make_step(model: EpisodicAlgorithm, batch: TrajectoryBatch, gradient: Vector
     parameters = model._distribution.named(list(gradient))
     before = {name: values.detach().clone() for name, values in parameters.items()}
     with torch.no_grad():
-        old = kept(model.policy.get_distribution(batch.observations))
+        # The policy has one distribution, which the next call overwrites.
+        old = copy.copy(model.policy.get_distribution(batch.observations))
 
     @torch.no_grad()
     def moved(length: float) -> float:

@@ -80,6 +80,6 @@ def generalised_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma:
     rewards, values = masked(rewards, mask), masked(values, mask)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     ends = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-    steps_first = [tensor.T.contiguous() for tensor in (rewards, values, following, ends, torch.ones_like(rewards))]
-    advantages, _ = traced_advantages(*steps_first, gamma, gae_lambda)
+    ones = torch.ones_like(rewards)
+    advantages, _ = traced_advantages(rewards.T, values.T, following.T, ends.T, ones.T, gamma, gae_lambda)
     return masked(advantages.T, mask)

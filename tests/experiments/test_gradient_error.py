@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
-from storm_rl.gradients.surrogates import pad, score_surrogate
 
 from experiments.studies import gradient_error
 from storm_rl.common.importance_weights import per_decision_weights
 from storm_rl.episodic import GPOMDP
+from storm_rl.episodic.episodes import pad
 from storm_rl.episodic.returns import gpomdp_advantages
+from tests.episodic.surrogates import score_surrogate
 
 
 def test_small_study_writes_its_tables_and_its_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +63,7 @@ def test_each_recursion_of_the_study_is_corrected_at_its_own_anchor(monkeypatch:
         return {**{name: {"w": torch.tensor(time)} for name in ("gpomdp", "reinforce", "gae")}, "weighted": weighted}
 
     batch = SimpleNamespace(rewards=torch.rand(2, 3), mask=torch.ones(2, 3, dtype=torch.bool))
-    model = SimpleNamespace(_law=SimpleNamespace(point=lambda: {"w": torch.zeros(())}), gamma=1.0)
+    model = SimpleNamespace(_distribution=SimpleNamespace(point=lambda: {"w": torch.zeros(())}), gamma=1.0)
     for name, replacement in (
         ("N_STEPS", 2),
         ("MEASURED_AT", (2,)),

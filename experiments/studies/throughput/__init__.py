@@ -28,11 +28,12 @@ from experiments.studies.throughput.configurations import (
     ALGORITHMS,
     BATCHES,
     N_ENVS,
+    THREADS,
     WIDTHS,
     Configuration,
     configurations,
 )
-from experiments.studies.throughput.measure import machine, memory, one_core, speed
+from experiments.studies.throughput.measure import machine, memory, speed, use_threads
 from experiments.studies.tune_family import UntilThreshold
 
 TIMED = "timed.csv"
@@ -46,6 +47,13 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class Threads(StrEnum):
+    """How many threads."""
+
+    ONE = "1"
+    DEFAULT = "default"
 
 
 def throughput(
@@ -64,6 +72,9 @@ def throughput(
     steps: Annotated[int | None, typer.Option(min=1, help="Env steps of a measure, in place of --seconds.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measures of each configuration.")] = 3,
     device: Annotated[Device, typer.Option(help="Where networks are.")] = Device.CPU,
+    threads: Annotated[
+        list[Threads] | None, typer.Option(help="One torch thread on one core, or nothing set; both by default.")
+    ] = None,
     with_memory: Annotated[bool, typer.Option("--memory/--no-memory", help="A fresh process for each.")] = True,
     runs: Annotated[Path | None, typer.Option(help="Study with stored runs, for the time to the threshold.")] = None,
     timed_seeds: Annotated[
@@ -73,16 +84,22 @@ def throughput(
         "runs/throughput"
     ),
 ) -> None:
-    """Measure the speed and memory of learn() on one core and one thread; write raw rows, a table and plots."""
+    """Measure the speed and memory of learn(), on one core and as started; write raw rows, a table and plots."""
     if device == Device.CUDA and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device")
     if runs is not None and timed_seeds:
         raise ValueError("--runs reads stored runs, --timed-seeds makes them: leave out one")
-    with one_core():
-        found = configurations(
-            get_task(task).id, algorithms or ALGORITHMS, n_envs or N_ENVS, widths or WIDTHS, batches or BATCHES, device
-        )
-        rows = measure_all(found, output / "throughput.csv", seconds, steps, repeats, with_memory)
+    found = configurations(
+        get_task(task).id,
+        algorithms or ALGORITHMS,
+        n_envs or N_ENVS,
+        widths or WIDTHS,
+        batches or BATCHES,
+        device,
+        threads or THREADS,
+    )
+    rows = measure_all(found, output / "throughput.csv", seconds, steps, repeats, with_memory)
+    with use_threads("1"):
         timed = None if runs is None else to_threshold(runs)
         if timed_seeds or (runs is None and (output / TIMED).exists()):
             timed = time_all(output / TIMED, timed_seeds)
@@ -100,13 +117,14 @@ def measure_all(
     """
     keys = [name for name, entry in Configuration.__dataclass_fields__.items() if entry.compare]
     length = f"{seconds:g} s" if steps is None else f"{steps} steps"
-    rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []  # type: ignore[assignment]
+    rows: list[dict[str, Any]] = read_rows(path).to_dict("records") if path.exists() else []  # type: ignore[assignment]
     others = {row["length"] for row in rows} - {length}
     if others:
         raise ValueError(f"{path} holds measures of {', '.join(sorted(others))}, not {length}; use another folder.")
     done = {(*(row[key] for key in keys), row["repeat"]) for row in rows}
     turns = [*([MEMORY] if with_memory else []), *range(repeats)]
     jobs = [(turn, c) for turn in turns for c in found if (*(getattr(c, key) for key in keys), turn) not in done]
+    jobs = [(turn, c) for turn, c in jobs if turn != MEMORY or c.threads == "1"]
     # Rows of different runs of this command are not put in ratio to each other.
     run = {"run": time.strftime("%Y-%m-%dT%H:%M:%S"), "git": git_revision(), "length": length}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -114,11 +132,18 @@ def measure_all(
         bar = progress.add_task("", total=len(jobs))
         for turn, c in jobs:
             progress.update(bar, description=f"{c.algorithm} {c.n_envs} {c.environments}, width {c.width}")
-            measures = memory(c) if turn == MEMORY else speed(c, seconds, steps)
-            rows.append({**run, "machine": machine(c.device), **vars(c), "repeat": turn, **measures})
+            with use_threads(c.threads):
+                measures = memory(c) if turn == MEMORY else speed(c, seconds, steps)
+            rows.append({**run, "machine": machine(c.device, c.threads), **vars(c), "repeat": turn, **measures})
             write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
             progress.advance(bar)
     return pd.DataFrame(rows)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Stored rows; those from before default threads were measured are of one thread."""
+    rows = pd.read_csv(path, dtype={"threads": str})
+    return rows if "threads" in rows else rows.assign(threads="1")
 
 
 def time_all(path: Path, seeds: int) -> pd.DataFrame:

@@ -12,6 +12,8 @@ from envs.batched import make_vec
 
 ALGORITHMS = ("storm_plus_pg", "ppo_zoo", "a2c_zoo", "trpo_zoo")
 ENVIRONMENTS = ("gymnasium", "batched")
+# One torch thread on one core, and what a user has who sets nothing.
+THREADS = ("1", "default")
 # 64 for the ratio that is published of it.
 N_ENVS = (1, 8, 32, 64, 128)
 # The first is every algorithm's own.
@@ -30,6 +32,7 @@ class Configuration:
     n_steps: int
     width: int
     device: str = "cpu"
+    threads: str = "1"
     own_n_envs: bool = field(default=False, compare=False)
     own_n_steps: bool = field(default=True, compare=False)
 
@@ -76,10 +79,12 @@ def configurations(
     widths: Sequence[int],
     batches: Sequence[int],
     device: str,
+    threads: Sequence[str] = THREADS,
 ) -> list[Configuration]:
     """Numbers of environments at the first width; widths, then batches, at each algorithm's own number.
 
-    Not every combination: what an update costs does not depend on what fills its batch.
+    Not every combination: what an update costs does not depend on what fills its batch. With default threads each
+    algorithm's own number of gymnasium's environments, at every width.
     """
     found: list[Configuration] = []
     for algorithm in algorithms:
@@ -97,4 +102,6 @@ def configurations(
                     for steps in (-(-batch // count) for batch in batches)
                     if steps != n_steps
                 ]
-    return [replace(c, device=str(device)) for c in dict.fromkeys(found)]
+    own = [c for c in found if c.own_n_envs and c.own_n_steps and c.environments == "gymnasium"]
+    chosen = {"1": found, "default": own}
+    return [replace(c, device=str(device), threads=name) for name in threads for c in dict.fromkeys(chosen[name])]

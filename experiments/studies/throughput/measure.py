@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from experiments.studies.throughput.configurations import Configuration
 from storm_rl import STORMPlusPG
-from storm_rl.storm_plus_pg.actor import ActorOnStates, actor_on_states
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic
+from storm_rl.storm_plus_pg.storm_plus_pg import N_PARTS, equal_parts
 
 MIB = 2.0**20
 # Of a gradient; the median of so many is stable to a few per cent.
@@ -27,8 +29,11 @@ GRADIENTS = 20
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """One torch thread and, where the system allows it, one core for this process inside the block."""
+def use_threads(name: str) -> Iterator[None]:
+    """For "1" one torch thread and, where the system allows it, one core inside the block; "default" changes nothing."""
+    if name == "default":
+        yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -147,26 +152,32 @@ def _raw_speed(model: OnPolicyAlgorithm, steps: int) -> float:
 
 
 def _gradients(model: STORMPlusPG, clock: Clock) -> dict[str, float]:
-    """Milliseconds of the update's gradient from the raw observations on, forward passes included.
+    """Milliseconds of the gradient of weighted log-probabilities from the raw observations on, forward passes included.
 
     At one parameter vector, at both that the recursion needs, and at one as any policy is differentiated: by autograd,
     in one pass.
     """
     policy, observations, previous = model.policy, model.window.observations(), model.recursion.previous_parameters
     policy.set_training_mode(False)
-    batch = model._transitions(actor_on_states(policy, observations))
+    networks = model.networks()
+    distribution = networks.actor(observations).distribution()
+    batch = model.window.transitions(observations, distribution, networks, model.gamma, model.gae_lambda)
+    parts = equal_parts(len(batch.advantages), N_PARTS)
     assert previous is not None
 
+    def objective(distribution: Distribution, part: slice) -> torch.Tensor:
+        return batch.advantages[part] * distribution.log_prob(batch.actions[part])
+
     def one() -> None:
-        model._part_gradients(actor_on_states(policy, observations), batch)
+        networks.actor(observations).part_gradients(objective, parts)
 
     def two() -> None:
-        actor = actor_on_states(policy, observations)
-        model._part_gradients(actor, batch)
-        model._part_gradients(actor, batch, previous)
+        actor = networks.actor(observations)
+        actor.part_gradients(objective, parts)
+        actor.part_gradients(objective, parts, previous)
 
     def by_autograd() -> None:
-        model._part_gradients(ActorOnStates(policy, observations), batch, n_parts=1)
+        ActorCritic(policy).actor(observations).part_gradients(objective, [slice(0, len(batch.advantages))])
 
     taken: dict[str, list[float]] = {}
     for _ in range(GRADIENTS):
@@ -217,10 +228,18 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
-def machine(device: str) -> str:
+def machine(device: str, threads: str) -> str:
     """What the figures were measured on, in words; on the CPU with the kernels of numpy's matrix products."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     kernels = [f"{library['internal_api']} for {library.get('architecture', 'any')}" for library in libraries]
-    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", "one used", *dict.fromkeys(kernels)])
+    used = "one used" if threads == "1" else "default threads"
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", used, *dict.fromkeys(kernels)])
+        [
+            platform.machine(),
+            f"{os.cpu_count()} cores",
+            "one used" if threads == "1" else "default threads",
+            *dict.fromkeys(kernels),
+        ]
+    )

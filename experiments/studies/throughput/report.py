@@ -14,10 +14,22 @@ from experiments.report.page import markdown_table
 from experiments.report.study import OURS, REFERENCE, label
 from experiments.studies.throughput.configurations import ENVIRONMENTS, WIDTHS
 
-KEYS = ["device", "task", "algorithm", "environments", "n_envs", "n_steps", "width", "own_n_envs", "own_n_steps"]
+KEYS = [
+    "device",
+    "threads",
+    "task",
+    "algorithm",
+    "environments",
+    "n_envs",
+    "n_steps",
+    "width",
+    "own_n_envs",
+    "own_n_steps",
+]
 PARTS = {"environment_us": "environment", "policy_us": "policy", "update_us": "update", "other_us": "other"}
 EXPLANATION = (
-    "Env steps per second of `learn()`, medians over repeats of rows measured in turns; one core, one torch thread. "
+    "Env steps per second of `learn()`, medians over repeats of rows measured in turns. *Threads*: 1 is one core with "
+    "one torch thread; default is a process in which nothing is set. "
     "Microseconds per env step: *environment* with its wrappers; *policy*, the rest of the collection; *update*; "
     "*other*, mostly logging. *Share of raw*: of the rate at which the same environments step under random actions. "
     "Memory: the peak of a fresh process, and in brackets how far it is above that of a small configuration. In bold: "
@@ -31,7 +43,7 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
     # Own settings are no part of what identifies a row, but always the same for it.
     medians = rows.drop(columns=["run", "git", "length", "machine"]).groupby(KEYS, sort=False).median().reset_index()
     # How cost grows is shown for the task that was measured first; more of them are for the ratios.
-    first = medians[medians["task"] == medians["task"].iloc[0]]
+    first = medians[(medians["task"] == medians["task"].iloc[0]) & (medians["threads"] == "1")]
     sections = [
         "# Throughput",
         EXPLANATION,
@@ -39,6 +51,8 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
         f"Measures of {', '.join(rows['length'].unique())}, {rows['repeat'].max() + 1} repeats.",
         "## Ratios within one run",
         _markdown(ratios(rows)),
+        "Default threads over one thread:",
+        _markdown(thread_ratios(rows)),
         "## All configurations",
         _markdown(_configurations(medians)),
         "## How the time of one update grows",
@@ -68,7 +82,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
     Variants of STORM+PG count on their own number of batched environments.
     """
-    pair, speed = ["run", "device", "task", "repeat"], "steps_per_second"
+    pair, speed = ["run", "device", "threads", "task", "repeat"], "steps_per_second"
     plain = rows[(rows["width"] == WIDTHS[0]) & rows["own_n_steps"] & rows[speed].notna()]
     on = {environments: plain[plain["environments"] == environments] for environments in ENVIRONMENTS}
     ppo = on["gymnasium"][(on["gymnasium"]["algorithm"] == REFERENCE) & on["gymnasium"]["own_n_envs"]]
@@ -80,7 +94,9 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for rows_of_ours in (*chosen, on["batched"][variants]):
         both = rows_of_ours.merge(ppo, on=pair, suffixes=("", "_ppo"))
-        for (name, device, task), group in both.groupby(["algorithm", "device", "task"], sort=False):
+        for (name, device, threads, task), group in both.groupby(
+            ["algorithm", "device", "threads", "task"], sort=False
+        ):
             each = group[speed] / group[f"{speed}_ppo"]
             table.append(
                 {
@@ -89,9 +105,33 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
                     "over PPO on": f"{group['n_envs_ppo'].iloc[0]} gymnasium",
                     "task": task,
                     "device": device,
+                    "threads": threads,
                     "ratio [lowest, highest]": f"{each.median():.2f} [{each.min():.2f}, {each.max():.2f}]",
                 }
             )
+    return pd.DataFrame(table)
+
+
+def thread_ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """Env steps per second with default threads over those with one, each pair of one repeat of one run."""
+    keys = ["run", "device", "task", "repeat", "algorithm", "environments", "n_envs", "n_steps", "width"]
+    speeds = rows[rows["steps_per_second"].notna()]
+    both = speeds[speeds["threads"] == "default"].merge(
+        speeds[speeds["threads"] == "1"], on=keys, suffixes=("", "_one")
+    )
+    table = []
+    for (name, task, device, width), group in both.groupby(["algorithm", "task", "device", "width"], sort=False):
+        each = group["steps_per_second"] / group["steps_per_second_one"]
+        row = {"algorithm": label(str(name)), "task": task, "device": device, "width": width}
+        table.append(
+            {
+                "algorithm": label(str(name)),
+                "task": task,
+                "device": device,
+                "width": width,
+                "ratio [lowest, highest]": ratio,
+            }
+        )
     return pd.DataFrame(table)
 
 
@@ -140,6 +180,7 @@ def _configurations(medians: pd.DataFrame) -> pd.DataFrame:
     table["batch"] = [f"{a * b:,}" for a, b in zip(medians["n_envs"], medians["n_steps"], strict=True)]
     table["width"] = medians["width"]
     table["device"] = medians["device"]
+    table["threads"] = medians["threads"]
     table["steps / s"] = [_number(value, 0) for value in medians["steps_per_second"]]
     for column, name in PARTS.items():
         table[f"{name} (µs)"] = [_number(value, 1) for value in medians[column]]
@@ -153,14 +194,14 @@ def _configurations(medians: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gradients(medians: pd.DataFrame) -> pd.DataFrame:
-    table = medians[["n_envs", "width", "device"]].astype(str)
+    table = medians[["n_envs", "width", "device", "threads"]].astype(str)
     table.insert(0, "transitions", [f"{n:,.0f}" for n in medians["transitions"]])
     table["one (ms)"] = [_number(value, 2) for value in medians["gradient_ms"]]
     table["two (ms)"] = [_number(value, 2) for value in medians["two_point_gradient_ms"]]
     table["one by autograd (ms)"] = [_number(value, 2) for value in medians["autograd_gradient_ms"]]
     table["two over one"] = [_number(value, 2) for value in medians["gradient_ratio"]]
     table["two over one by autograd"] = [_number(value, 2) for value in medians["gradient_ratio_autograd"]]
-    return table.drop_duplicates(["transitions", "n_envs", "width", "device"])
+    return table.drop_duplicates(["transitions", "n_envs", "width", "device", "threads"])
 
 
 def _number(value: float, digits: int) -> str:
