@@ -33,7 +33,8 @@ def test_a_study_is_resumed_and_writes_its_rows_its_table_and_its_plots(
     result = CliRunner().invoke(app, [*QUICK, str(tmp_path), "--repeats", "1"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     rows = pd.read_csv(tmp_path / "throughput.csv")
-    assert not rows.duplicated(["algorithm", "environments", "n_envs", "n_steps", "width", "repeat"]).any()
+    assert not rows.duplicated(["algorithm", "environments", "n_envs", "n_steps", "width", "threads", "repeat"]).any()
+    assert set(rows["threads"].astype(str)) == {"1", "default"}
     parts = rows[list(report.PARTS)].sum(axis=1)
     assert parts.to_numpy() == pytest.approx(1e6 / rows["steps_per_second"].to_numpy(), rel=1e-6)
     text = (tmp_path / "throughput.md").read_text()

@@ -102,6 +102,6 @@ def configurations(
                     for steps in (-(-batch // count) for batch in batches)
                     if steps != n_steps
                 ]
-    own = [c for c in found if c.own_n_envs and c.own_n_steps and c.environments == "gymnasium"]
-    chosen = {"1": found, "default": own}
-    return [replace(c, device=str(device), threads=name) for name in threads for c in dict.fromkeys(chosen[name])]
+    of_users = [c for c in found if c.own_n_envs and c.own_n_steps and c.environments == "gymnasium"]
+    chosen = {"1": list(dict.fromkeys(found)), "default": list(dict.fromkeys(of_users))}
+    return [replace(c, device=str(device), threads=str(name)) for name in threads for c in chosen[name]]

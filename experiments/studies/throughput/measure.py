@@ -30,7 +30,7 @@ GRADIENTS = 20
 
 @contextmanager
 def use_threads(name: str) -> Iterator[None]:
-    """For "1" one torch thread and, where the system allows it, one core inside the block; "default" changes nothing."""
+    """Inside the block one torch thread and, where the system allows it, one core for "1"; "default" leaves all."""
     if name == "default":
         yield
         return
@@ -236,10 +236,3 @@ def machine(device: str, threads: str) -> str:
     kernels = [f"{library['internal_api']} for {library.get('architecture', 'any')}" for library in libraries]
     used = "one used" if threads == "1" else "default threads"
     return ", ".join([platform.machine(), f"{os.cpu_count()} cores", used, *dict.fromkeys(kernels)])
-        [
-            platform.machine(),
-            f"{os.cpu_count()} cores",
-            "one used" if threads == "1" else "default threads",
-            *dict.fromkeys(kernels),
-        ]
-    )

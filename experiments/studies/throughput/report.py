@@ -123,15 +123,7 @@ def thread_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     for (name, task, device, width), group in both.groupby(["algorithm", "task", "device", "width"], sort=False):
         each = group["steps_per_second"] / group["steps_per_second_one"]
         row = {"algorithm": label(str(name)), "task": task, "device": device, "width": width}
-        table.append(
-            {
-                "algorithm": label(str(name)),
-                "task": task,
-                "device": device,
-                "width": width,
-                "ratio [lowest, highest]": ratio,
-            }
-        )
+        table.append({**row, "ratio [lowest, highest]": f"{each.median():.2f} [{each.min():.2f}, {each.max():.2f}]"})
     return pd.DataFrame(table)
 
 
