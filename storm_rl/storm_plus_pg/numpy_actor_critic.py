@@ -123,16 +123,15 @@ class NumpyActorCritic:
             return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
         optimizer, parameters = self.policy.optimizer, self.policy.critic_parameters()
         features, columns = self._critic_features(observations), targets.numpy().reshape(-1, 1)
-        group, states = optimizer.param_groups[0], [optimizer.state[parameter] for parameter in parameters]
+        (group,), states = optimizer.param_groups, [optimizer.state[parameter] for parameter in parameters]
         theta = self.critic_network.flat()
-        gradient, network = np.empty_like(theta), self.critic_network.with_parameters(theta)
-        parts = network.split(gradient)
+        network, gradient = self.critic_network.with_parameters(theta), np.empty_like(theta)
         mean, square = _joined(states, "exp_avg", theta), _joined(states, "exp_avg_sq", theta)
         n_steps = states[0]["step"].clone() if states[0] else torch.zeros(())
-        vectors = [torch.from_numpy(array) for array in (theta, gradient, mean, square)]
-        settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+        vectors = [[torch.from_numpy(array)] for array in (theta, gradient, mean, square)]
+        names = ("lr", "weight_decay", "eps", "amsgrad", "maximize", "decoupled_weight_decay")
+        settings = {name: group[name] for name in names}
         settings["beta1"], settings["beta2"] = group["betas"]
-        settings["decoupled_weight_decay"] = group["decoupled_weight_decay"]
         # Arrays to work in, for every size of minibatch.
         workspaces: dict[int, list[list[Array]]] = {}
         losses = []
@@ -145,23 +144,16 @@ class NumpyActorCritic:
             errors = np.subtract(values[-1], columns[rows], out=deltas[-1])
             losses.append(float(np.vdot(errors, errors)) / size)
             errors *= 2.0 / size
-            network.gradient(
-                values,
-                network.backward(network.activation_derivatives(values, derivatives), errors, deltas),
-                parts,
-            )
-            adam(*([vector] for vector in vectors), [], [n_steps], fused=True, **settings)  # type: ignore[arg-type, call-arg, misc]
+            arrived = network.backward(network.activation_derivatives(values, derivatives), errors, deltas)
+            network.gradient(values, arrived, network.split(gradient))
+            adam(vectors[0], vectors[1], vectors[2], vectors[3], [], [n_steps], fused=True, **settings)
+        parts = zip(network.arrays, network.split(mean), network.split(square), strict=True)
         with torch.no_grad():
-            for parameter, *arrays in zip(
-                parameters, network.arrays, network.split(mean), network.split(square), strict=True
-            ):
+            for parameter, arrays in zip(parameters, parts, strict=True):
                 value, first, second = (torch.from_numpy(array) for array in arrays)
                 parameter.copy_(value)
-                optimizer.state[parameter] = {
-                    "step": n_steps.clone(),
-                    "exp_avg": first.clone(),
-                    "exp_avg_sq": second.clone(),
-                }
+                moments = {"exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+                optimizer.state[parameter] = {"step": n_steps.clone(), **moments}
         return float(np.mean(losses))
 
     def _critic_features(self, observations: ObservationBatch) -> Array:
