@@ -152,7 +152,7 @@ def recursive_direction(
         gradients: ``g_t``, the gradients at the current parameters, one tensor a parameter.
         previous_direction: ``d_{t-1}``.
         gradients_at_previous: ``g'_t``, the gradients at the *previous* parameters on the sample of ``g_t``
-            (importance-weighted where the sample's law moves with the parameters).
+            (importance-weighted where the sample's distribution moves with the parameters).
         momentum: ``a_t``; 1 gives ``g_t`` alone.
     """
     direction = [tensor.clone() for tensor in previous_direction]

@@ -43,6 +43,9 @@ _OWN_METHODS = (
 # Units of a layer from which two BLAS threads were measured to be faster than one (1.2 times, and 0.8 times at 64).
 WIDE_LAYER = 128
 
+# Outputs up to which the Hessian is split into factors, whose number of entries is that of the outputs squared.
+MAX_FACTORED = 8
+
 Features = Callable[[ObservationBatch], Array]
 
 
@@ -222,7 +225,7 @@ class NumpyActor:
         """The map ``v -> F v``, flat, with the Fisher matrix averaged over the states."""
         size, shape = self.network.n_parameters, self.layers[-1].shape
         hessian_product = self._hessian_product()
-        if self.log_std is None and shape[1] <= Jacobian.MAX_OUTPUTS:
+        if self.log_std is None and shape[1] <= MAX_FACTORED:
             return self._product_of_factors(hessian_product)
         jacobian = Jacobian(self.network, self.layers)
 

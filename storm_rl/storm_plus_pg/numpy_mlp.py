@@ -109,8 +109,8 @@ class NumpyMLP:
 class Jacobian:
     """Derivatives of a network's outputs in its parameters, on a batch: a linear map and its transpose, never held.
 
-    For each state the outputs' derivatives in what arrives at every layer are kept, as long as the outputs are few:
-    then a product needs one matrix product a layer, where a pass through the network needs two.
+    For each state the outputs' derivatives in what arrives at every layer are kept, so that a product needs one matrix
+    product a layer, where a pass through the network needs two.
 
     Args:
         network: The network.
@@ -119,55 +119,34 @@ class Jacobian:
             ``r`` stands for ``k`` below. None: of the outputs themselves.
     """
 
-    MAX_OUTPUTS = 8
-
     def __init__(self, network: NumpyMLP, values: Sequence[Array], combinations: Sequence[Array] | None = None) -> None:
         self.network = network
         self.values = list(values)
-        self.derivatives = network.activation_derivatives(values)
         n_states, n_outputs = values[-1].shape
-        self._rows: list[Array] | None = None
-        if combinations is None and n_outputs <= self.MAX_OUTPUTS:
+        if combinations is None:
             combinations = list(np.eye(n_outputs, dtype=values[-1].dtype)[:, None].repeat(n_states, axis=1))
-        if combinations is not None:
-            by_output = [network.backward(self.derivatives, unit) for unit in combinations]
-            self._rows = [np.stack(layer) for layer in zip(*by_output, strict=True)]  # (k, n, n_out) of each layer
-            self._moves, self._deltas = network.empty_layers(n_states), network.empty_layers(n_states)
+        derivatives = network.activation_derivatives(values)
+        by_output = [network.backward(derivatives, unit) for unit in combinations]
+        self._rows = [np.stack(layer) for layer in zip(*by_output, strict=True)]  # (k, n, n_out) of each layer
+        self._moves, self._deltas = network.empty_layers(n_states), network.empty_layers(n_states)
 
     def jvp(self, tangent: Array) -> Array:
         """Derivative of the outputs along ``tangent``, ``(n_parameters,)``: ``(n, k)``."""
-        weights_and_biases = _pairs(self.network.split(tangent))
-        if self._rows is not None:
-            result = np.zeros((len(self.values[0]), len(self._rows[0])), dtype=tangent.dtype)
-            for inputs, rows, move, (weight, bias) in zip(
-                self.values, self._rows, self._moves, weights_and_biases, strict=False
-            ):
-                np.dot(inputs, weight.T, out=move)
-                result += np.einsum("knh,nh->nk", rows, move)
-                # Cheaper than to add it to every state's move.
-                result += np.dot(rows, bias).T
-            return result
-        passed: Array | None = None
-        for inputs, derivative, (weight, bias), (own, _) in zip(
-            self.values, self.derivatives, weights_and_biases, _pairs(self.network.arrays), strict=False
-        ):
-            move = np.dot(inputs, weight.T)
-            move += bias
-            if passed is not None:
-                move += np.dot(passed, own.T)
-            passed = move if derivative is None else move * derivative
-        assert passed is not None
-        return passed
+        arrays = self.network.split(tangent)
+        result = np.zeros((len(self.values[0]), len(self._rows[0])), dtype=tangent.dtype)
+        layers = zip(self.values[:-1], self._rows, self._moves, arrays[::2], arrays[1::2], strict=True)
+        for inputs, rows, move, weight, bias in layers:
+            np.dot(inputs, weight.T, out=move)
+            result += np.einsum("knh,nh->nk", rows, move)
+            # Cheaper than to add it to every state's move.
+            result += np.dot(rows, bias).T
+        return result
 
     def vjp(self, cotangent: Array, out: Array) -> None:
         """Write the gradient of ``(cotangent * outputs).sum()``, ``cotangent`` ``(n, k)``, to ``out``, flat."""
-        if self._rows is None:
-            deltas = self.network.backward(self.derivatives, cotangent)
-        else:
-            deltas = self._deltas
-            for rows, delta in zip(self._rows, deltas, strict=True):
-                np.einsum("knh,nk->nh", rows, cotangent, out=delta)
-        self.network.gradient(self.values, deltas, self.network.split(out))
+        for rows, delta in zip(self._rows, self._deltas, strict=True):
+            np.einsum("knh,nk->nh", rows, cotangent, out=delta)
+        self.network.gradient(self.values, self._deltas, self.network.split(out))
 
 
 def cholesky_columns(blocks: Array, negligible: float = 1e-6) -> list[Array]:
@@ -197,10 +176,6 @@ def cholesky_columns(blocks: Array, negligible: float = 1e-6) -> list[Array]:
         left -= column[:, :, None] * column[:, None, :]
         columns.append(column.astype(blocks.dtype))
     return columns or [np.zeros_like(blocks[:, 0])]
-
-
-def _pairs(arrays: Sequence[Array]) -> list[tuple[Array, Array]]:
-    return list(zip(arrays[::2], arrays[1::2], strict=True))
 
 
 def _tanh(layer: Array) -> None:

@@ -19,6 +19,7 @@ BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
 CASES = {
     "discrete": (spaces.Discrete(3), {}),
     "multidiscrete": (spaces.MultiDiscrete([2, 3]), {}),
+    "many outputs": (spaces.Discrete(12), {}),
     "multibinary": (spaces.MultiBinary(3), {}),
     "box": (BOX, {}),
     "gsde": (BOX, {"use_sde": True}),
