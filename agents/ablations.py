@@ -16,3 +16,12 @@ ABLATIONS: dict[str, str] = {
         "the paper's STORM+ as it stands"
     ),
 }
+
+RENAMED: dict[str, str] = {
+    "storm_plus_pg[weights='decision']": "storm_plus_pg[weights='per_decision']",
+    "storm_plus_pg[metric='euclidean']": "storm_plus_pg[metric='euclidean',target_kl=None]",
+    "storm_plus_pg[momentum='storm+',momentum_floor=0.0,metric='euclidean',max_kl=None,reuse_rollouts=1]": (
+        "storm_plus_pg[momentum='storm+',momentum_floor=0.0,metric='euclidean',target_kl=None,reuse_rollouts=1]"
+    ),
+}
+"""Names under which stored runs of version 0.1 know these variants, and their names now."""

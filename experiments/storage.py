@@ -5,6 +5,7 @@ import lzma
 from pathlib import Path
 from typing import Any
 
+from agents.ablations import RENAMED
 from envs import get_task
 from experiments.files import write_atomically
 from experiments.runs import BrokenRunError, RunSpec, checked, load_run, raw_path, spec_of
@@ -111,4 +112,5 @@ def _packed(folder: Path) -> dict[RunSpec, Record]:
         raise ValueError(
             f"{path} is damaged ({error}): take it from the repository, or delete it and pack again."
         ) from error
+    records = [{**record, "agent": RENAMED.get(record.get("agent"), record.get("agent"))} for record in records]
     return {spec_of(record): record for record in (checked(record, path) for record in records)}
