@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from storm_rl.optim._checks import checked_gradient, checked_loss, nonnegative
-from storm_rl.optim._closure import Buffers, Closure, RandomState, swap, watch_buffers
+from storm_rl.optim.checks import checked_gradient, checked_loss, nonnegative
+from storm_rl.optim.closure import Buffers, Closure, RandomState, swap, watch_buffers
 from storm_rl.optim.recursion import Number, all_finite, squared_norm, update_direction
 
 GROUP_OPTIONS = ("lr", "weight_decay", "maximize")
