@@ -1,6 +1,5 @@
 """One closure, two points, one sample: what has to be put back between the two evaluations."""
 
-import ctypes
 import random
 import sys
 import threading
@@ -15,30 +14,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 Closure = Callable[[], Tensor | float]
 
 
-_numpy_states: dict[bytes, Any] = {}
-"""The last state read, by a fingerprint."""
-
-
-def _numpy_state(numpy: Any) -> Any:
-    """Numpy's global random state; 0.06 ms to read, so read only where its memory has changed.
-
-    The memory of the Mersenne twister (624 words and a position) changes with every draw but one: the normal
-    number that the last draw has left over, and with one left over nothing is remembered.
-    """
-    generator = numpy.random.get_bit_generator()
-    if type(generator).__name__ != "MT19937":
-        return numpy.random.get_state()
-    fingerprint = ctypes.string_at(generator.ctypes.state_address, 625 * 4)
-    if fingerprint not in _numpy_states:
-        state = numpy.random.get_state()
-        left_over = state[3]
-        if left_over:
-            return state
-        _numpy_states.clear()
-        _numpy_states[fingerprint] = state
-    return _numpy_states[fingerprint]
-
-
 class RandomState:
     """The global random states that a closure may draw from: torch's, Python's and numpy's.
 
@@ -51,31 +26,16 @@ class RandomState:
         self._python = random.getstate()
         # numpy is looked up and not imported: a program that never imported it cannot have drawn from it.
         self._numpy: Any = sys.modules.get("numpy")
-        self._numpy_state: Any = _numpy_state(self._numpy) if self._numpy else None
+        self._numpy_state: Any = self._numpy.random.get_state(legacy=False) if self._numpy else None
 
-    def restore(self, present: "RandomState") -> None:
-        """Put the captured states back, where ``present`` is another capture of the same step.
-
-        Python's and numpy's states are slow to write (0.1 ms) and are left alone where the two agree.
-        """
+    def restore(self) -> None:
+        """Put the states back."""
         torch.set_rng_state(self._torch)
         for device, state in self._cuda.items():
             torch.cuda.set_rng_state(state, device)
-        if self._python != present._python:
-            random.setstate(self._python)
-        if self._numpy and not self._same_numpy(present):
+        random.setstate(self._python)
+        if self._numpy:
             self._numpy.random.set_state(self._numpy_state)
-
-    def _same_numpy(self, other: "RandomState") -> bool:
-        if not other._numpy:
-            return False
-        mine, theirs = self._numpy_state, other._numpy_state
-        if mine is theirs:
-            return True
-        # A dict where a program has put in another bit generator than numpy's own.
-        if not (isinstance(mine, tuple) and isinstance(theirs, tuple)):
-            return False
-        return bool(mine[2:] == theirs[2:] and (mine[1] == theirs[1]).all())
 
 
 class Buffers:

@@ -180,7 +180,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         try:
             buffers.restore()
             if before and after:
-                before.restore(after)
+                before.restore()
             loss, found = self._evaluate(closure, parameters)
             self._check_finite(all_finite(found), found, loss)
             for p, current in zip(parameters, current_gradients, strict=True):
@@ -201,7 +201,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         finally:
             after_buffers.restore()
             if before and after:
-                after.restore(before)
+                after.restore()
             for p, current in zip(parameters, current_gradients, strict=True):
                 p.grad = current
         return at_previous

@@ -224,3 +224,25 @@ def test_squared_norm_by_rows_equals_a_float64_sum(scale: float, dtype: torch.dt
     tensors = [(tensor * scale).to(dtype) for tensor in tensors]
     exact = sum(float(tensor.double().square().sum()) for tensor in tensors)
     assert squared_norm(tensors) == pytest.approx(exact, rel=1e-6, abs=0.0)
+
+
+def test_another_bit_generator_of_numpy_is_replayed(recwarn: pytest.WarningsRecorder) -> None:
+    own = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(0))
+    try:
+        draws = []
+        x = nn.Parameter(torch.ones(2))
+        optimizer = STORMPlus([x])
+
+        def closure() -> Tensor:
+            draws.append(float(np.random.rand()))  # noqa: NPY002
+            loss = x.square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            optimizer.step(closure)
+    finally:
+        np.random.set_bit_generator(own)
+    assert draws[1] == draws[2] != draws[0]
+    assert not recwarn
