@@ -1,5 +1,6 @@
 """The recursion over policy gradients: what is remembered between two updates, and how strongly."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +18,10 @@ Momentum = Literal["measured", "storm+"] | float
 # Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
 # of the error is a small difference of large numbers.
 ERROR_SMOOTHING = 0.8
+
+# Elements of a long float32 vector whose norm is taken in float32. Stored results were computed so: float64
+# throughout moves the last bits of a_t, and with them every run.
+NORM_ROW = 256
 
 
 class Proposal(NamedTuple):
@@ -120,7 +125,7 @@ class PolicyRecursion:
         noise = _covariance_of_mean(gradients, gradients)
         if noise <= 0.0:
             return 1.0, self.error_ratio
-        mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
+        mismatch = _squared_norm(gradients_at_previous.mean(dim=0) - direction)
         noise_at_previous = _covariance_of_mean(gradients_at_previous, gradients_at_previous)
         error = max(0.0, mismatch - (1.0 - 2.0 * overlap) * noise_at_previous)
         ratio = ERROR_SMOOTHING * self.error_ratio + (1.0 - ERROR_SMOOTHING) * error / noise
@@ -138,7 +143,7 @@ class PolicyRecursion:
             direction_square: ``||d_t||^2`` in the metric of the step.
             parameters: ``theta_t``, flat, copied: the previous parameters of the next update.
         """
-        self.sum_squared_gradients += squared_norm([proposal.gradient])
+        self.sum_squared_gradients += _squared_norm(proposal.gradient)
         self.direction = proposal.direction
         self.previous_parameters = parameters.clone()
         self.momentum = proposal.momentum
@@ -177,3 +182,17 @@ def _covariance_of_mean(first: Tensor, second: Tensor) -> float:
         return 0.0
     centred = (first - first.mean(dim=0)) * (second - second.mean(dim=0))
     return float(centred.sum(dtype=torch.float64)) / (parts * (parts - 1))
+
+
+def _squared_norm(vector: Tensor) -> float:
+    """Squared Euclidean norm; over the norms of rows of ``NORM_ROW`` where the vector is long, float32 and on a CPU."""
+    if vector.dtype != torch.float32 or vector.device.type != "cpu":
+        return squared_norm([vector])
+    whole = vector.numel() // NORM_ROW * NORM_ROW
+    parts = vector
+    if whole >= 16 * NORM_ROW:
+        rows = torch.linalg.vector_norm(vector[:whole].reshape(-1, NORM_ROW), dim=1)
+        parts = torch.cat([rows, vector[whole:]])
+    squared = float(torch.linalg.vector_norm(parts, dtype=torch.float64)) ** 2
+    # Squares of float32 have left its range outside of these bounds.
+    return squared if 1e-20 < squared < math.inf else squared_norm([vector])
