@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from storm_rl.optim.checks import checked_gradient, checked_loss, nonnegative
 from storm_rl.optim.closure import Buffers, Closure, RandomState, swap, watch_buffers
-from storm_rl.optim.recursion import Number, all_finite, squared_norm, update_direction
+from storm_rl.optim.recursion import Number, squared_norm, update_direction
 
 GROUP_OPTIONS = ("lr", "weight_decay", "maximize")
 """Options that may differ between parameter groups; all others are the optimiser's."""
@@ -182,7 +182,7 @@ class RecursiveOptimizer(Optimizer, ABC):
             if before and after:
                 before.restore()
             loss, found = self._evaluate(closure, parameters)
-            self._check_finite(all_finite(found), found, loss)
+            self._check_finite(math.isfinite(squared_norm(found)), found, loss)
             for p, current in zip(parameters, current_gradients, strict=True):
                 if current is None or p.grad is None or not p.numel():
                     continue

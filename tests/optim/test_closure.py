@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from storm_rl.optim import STORMPlus
-from storm_rl.optim.recursion import ROW, squared_norm
 
 
 def test_dropout_masks_agree_between_the_two_evaluations() -> None:
@@ -214,16 +213,6 @@ def test_noise_that_both_points_share_cancels_so_the_error_follows_a_alone() -> 
         optimizer.step(closure)
         error = (1 - momentum) * error + momentum * noise
         torch.testing.assert_close(optimizer.state[x]["direction"] - point, error)
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e25])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_squared_norm_by_rows_equals_a_float64_sum(scale: float, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    tensors = [torch.randn(20 * ROW + 7), torch.randn(3), torch.randn(40, 32 * ROW).T, torch.zeros(0)]
-    tensors = [(tensor * scale).to(dtype) for tensor in tensors]
-    exact = sum(float(tensor.double().square().sum()) for tensor in tensors)
-    assert squared_norm(tensors) == pytest.approx(exact, rel=1e-6, abs=0.0)
 
 
 def test_another_bit_generator_of_numpy_is_replayed(recwarn: pytest.WarningsRecorder) -> None:
