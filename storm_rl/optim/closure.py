@@ -45,26 +45,25 @@ class Buffers:
         self._saved: dict[tuple[nn.Module, str], tuple[Tensor, Tensor]] = {}
 
     def save(self, module: nn.Module) -> None:
-        """Keep the buffers of ``module`` and its children, those already kept excepted."""
+        """Copy the buffers of ``module`` and its children, those already copied excepted."""
         for child in module.modules():
-            for name, buffer in child._buffers.items():
-                if buffer is not None and (child, name) not in self._saved:
+            for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False):
+                if (child, name) not in self._saved:
                     self._saved[child, name] = (buffer, buffer.detach().clone())
 
     def now(self) -> "Buffers":
-        """The present values of the same buffers."""
+        """The present values of the same modules' buffers."""
         present = Buffers()
         for child in {child for child, _ in self._saved}:
-            for name, buffer in child._buffers.items():
-                if buffer is not None:
-                    present._saved[child, name] = (buffer, buffer.detach().clone())
+            for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False):
+                present._saved[child, name] = (buffer, buffer.detach().clone())
         return present
 
     def restore(self) -> None:
         """Put values back, and the tensors themselves where a module has replaced them."""
         for (child, name), (buffer, value) in self._saved.items():
             buffer.copy_(value)
-            child._buffers[name] = buffer
+            setattr(child, name, buffer)
 
 
 @contextmanager
@@ -91,19 +90,9 @@ def watch_buffers() -> Iterator[Buffers]:
         handle.remove()
 
 
-PIECE = 2**16
-"""Elements exchanged at a time on a CPU: small enough for the cache, and no tensor is held a third time."""
-
-
 def swap(left: Sequence[Tensor], right: Sequence[Tensor]) -> None:
     """Exchange values in place."""
     for one, other in zip(left, right, strict=True):
-        pairs = [(one, other)]
-        splits = one.numel() > PIECE and one.device.type == "cpu"
-        if splits and one.is_contiguous() and other.is_contiguous():
-            flat, other_flat = one.view(-1), other.view(-1)
-            pairs = list(zip(torch.split(flat, PIECE), torch.split(other_flat, PIECE), strict=True))
-        for piece, other_piece in pairs:
-            held = piece.clone()
-            piece.copy_(other_piece)
-            other_piece.copy_(held)
+        held = one.clone()
+        one.copy_(other)
+        other.copy_(held)
