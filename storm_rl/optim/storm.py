@@ -3,9 +3,9 @@
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from storm_rl.optim._base import RecursiveOptimizer
-from storm_rl.optim._checks import nonnegative
+from storm_rl.optim.checks import nonnegative
 from storm_rl.optim.recursion import Number, storm_momentum, storm_step_size
+from storm_rl.optim.recursive_optimizer import RecursiveOptimizer
 
 
 class STORM(RecursiveOptimizer):

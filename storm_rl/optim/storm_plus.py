@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from storm_rl.optim._base import RecursiveOptimizer
 from storm_rl.optim.recursion import Number, storm_plus_momentum, storm_plus_step_size
+from storm_rl.optim.recursive_optimizer import RecursiveOptimizer
 
 
 class STORMPlus(RecursiveOptimizer):

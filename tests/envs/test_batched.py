@@ -317,12 +317,15 @@ def test_pictures_are_gymnasiums(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", BATCHED)
 def test_ppo_learns_the_same_parameters_as_on_gymnasium(env_id: str) -> None:
+    # Where states or rewards may differ in the last bit, one step of Adam on one rollout, of which 1e-5 is 3 %: over
+    # more steps a difference may grow without bound.
+    exact = env_id not in ("Acrobot-v1", "Pendulum-v1")
+    arguments: dict[str, Any] = {"batch_size": 128, "n_epochs": 2} if exact else {"batch_size": 256, "n_epochs": 1}
     trained = [
-        PPO("MlpPolicy", env, n_steps=64, batch_size=128, n_epochs=2, seed=3, device="cpu").learn(2 * 64 * 4)
+        PPO("MlpPolicy", env, n_steps=64, seed=3, device="cpu", **arguments).learn(4 * 64 * (2 if exact else 1))
         for env in (make_vec(env_id, 4), make_gymnasium(env_id, 4))
     ]
     parameters = [torch.nn.utils.parameters_to_vector(model.policy.parameters()) for model in trained]
-    exact = env_id not in ("Acrobot-v1", "Pendulum-v1")
     torch.testing.assert_close(parameters[0], parameters[1], rtol=0, atol=0 if exact else 1e-5)
     lengths = [[episode["l"] for episode in model.ep_info_buffer or ()] for model in trained]
     assert lengths[0] == lengths[1]

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from storm_rl.optim.recursion import (
@@ -26,3 +27,13 @@ def test_squared_norm_runs_over_all_tensors_together() -> None:
 def test_direction_follows_the_recursion() -> None:
     direction = recursive_direction([torch.tensor([1.0])], [torch.tensor([5.0])], [torch.tensor([2.0])], momentum=0.25)
     assert direction[0].item() == 1.0 + 0.75 * (5.0 - 2.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_squared_norm_is_a_float64_sum(scale: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(5127), torch.randn(3), torch.randn(40, 8192).T, torch.zeros(0)]
+    tensors = [(tensor * scale).to(dtype) for tensor in tensors]
+    exact = sum(float(tensor.double().square().sum()) for tensor in tensors)
+    assert squared_norm(tensors) == pytest.approx(exact, rel=1e-12, abs=0.0)

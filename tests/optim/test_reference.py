@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from storm_rl.optim import STORM, MetaSTORM, STORMPlus
-from storm_rl.optim._base import RecursiveOptimizer
+from storm_rl.optim.recursive_optimizer import RecursiveOptimizer
 
 Vector = list[float]
 Gradient = Callable[[Vector], Vector]

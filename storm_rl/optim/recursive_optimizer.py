@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from storm_rl.optim._checks import checked_gradient, checked_loss, nonnegative
-from storm_rl.optim._closure import Buffers, Closure, RandomState, swap, watch_buffers
-from storm_rl.optim.recursion import Number, all_finite, squared_norm, update_direction
+from storm_rl.optim.checks import checked_gradient, checked_loss, nonnegative
+from storm_rl.optim.closure import Buffers, Closure, RandomState, swap, watch_buffers
+from storm_rl.optim.recursion import Number, squared_norm, update_direction
 
 GROUP_OPTIONS = ("lr", "weight_decay", "maximize")
 """Options that may differ between parameter groups; all others are the optimiser's."""
@@ -180,9 +180,9 @@ class RecursiveOptimizer(Optimizer, ABC):
         try:
             buffers.restore()
             if before and after:
-                before.restore(after)
+                before.restore()
             loss, found = self._evaluate(closure, parameters)
-            self._check_finite(all_finite(found), found, loss)
+            self._check_finite(math.isfinite(squared_norm(found)), found, loss)
             for p, current in zip(parameters, current_gradients, strict=True):
                 if current is None or p.grad is None or not p.numel():
                     continue
@@ -201,7 +201,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         finally:
             after_buffers.restore()
             if before and after:
-                after.restore(before)
+                after.restore()
             for p, current in zip(parameters, current_gradients, strict=True):
                 p.grad = current
         return at_previous
