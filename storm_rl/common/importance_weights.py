@@ -34,16 +34,13 @@ def per_step_weights(
     max_weight: float | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    r""":math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`, one ratio a step.
+    r""":math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`, one ratio a step; any shape.
 
     Args:
-        target_log_prob: ``log pi(a|s)``, any shape.
-        behaviour_log_prob: ``log mu(a|s)``, the same shape.
+        target_log_prob: ``log pi(a|s)``.
+        behaviour_log_prob: ``log mu(a|s)``.
         max_weight: The largest weight; larger ones become it. None: no bound.
-        mask: Boolean, the same shape; where false, the weight is 0 whatever the log-probabilities are.
-
-    Returns:
-        The weights, of the same shape, detached from the graph.
+        mask: Where false, the weight is 0 whatever the log-probabilities are.
 
     Raises:
         ValueError: If shapes differ, the mask leaves nothing, ``max_weight`` is not positive, or a weight is
@@ -66,14 +63,11 @@ def per_decision_weights(
         target_log_prob: ``log pi(a|s)``, shape ``(n_episodes, n_steps)``.
         behaviour_log_prob: ``log mu(a|s)``, the same shape.
         mask: Boolean, the same shape; the weight is 0 where it is false.
-        max_weight: The largest weight; larger ones become it. None: no bound.
+        max_weight: As in `per_step_weights`.
         self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so
             that they cannot overflow. An episode that has ended stays in that mean with its last weight, as an
             episode in an absorbing state would; leaving it out would also divide by the probability of being
             alive.
-
-    Returns:
-        The weights, shape ``(n_episodes, n_steps)``, detached.
 
     Raises:
         ValueError: As `per_step_weights`; also if self-normalisation meets a step whose weights are all 0.

@@ -178,7 +178,6 @@ class SRVRPG(EpisodicAlgorithm):
         **kwargs: Unpack[WeightedArguments],
     ) -> None:
         self.epoch_length = epoch_length
-        self.make_recursion()  # Refuses a value out of range before anything is built.
         super().__init__(policy, env, learning_rate, batch_size=batch_size, mini_batch_size=mini_batch_size, **kwargs)
 
     def make_recursion(self) -> AnchoredRecursion:
@@ -211,7 +210,6 @@ class STORMPG(EpisodicAlgorithm):
         **kwargs: Unpack[WeightedArguments],
     ) -> None:
         self.momentum = momentum
-        self.make_recursion()  # Refuses a value out of range before anything is built.
         super().__init__(policy, env, learning_rate, batch_size=batch_size, mini_batch_size=mini_batch_size, **kwargs)
 
     def make_recursion(self) -> AnchoredRecursion:
@@ -246,7 +244,6 @@ class PAGEPG(EpisodicAlgorithm):
         **kwargs: Unpack[WeightedArguments],
     ) -> None:
         self.probability = probability
-        self.make_recursion()  # Refuses a value out of range before anything is built.
         super().__init__(policy, env, learning_rate, batch_size=batch_size, mini_batch_size=mini_batch_size, **kwargs)
 
     def make_recursion(self) -> AnchoredRecursion:
@@ -294,7 +291,6 @@ class DEFPG(EpisodicAlgorithm):
             raise ValueError(f"defensive must lie in [0, 1) (the previous policy's share), got {defensive}")
         self.probability = probability
         self.defensive = defensive
-        self.make_recursion()  # Refuses a value out of range before anything is built.
         super().__init__(
             policy,
             env,

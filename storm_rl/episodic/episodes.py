@@ -24,14 +24,9 @@ class TrajectoryBatch(NamedTuple):
 
 
 def pad(values: Tensor, mask: Tensor) -> Tensor:
-    """Place one value for each true entry of ``mask``, episode after episode; zeros elsewhere.
+    """Place ``values``, ``(*leading, n_true)``, at the true entries of ``mask``, in order; zeros elsewhere.
 
-    Args:
-        values: Shape ``(*leading, n_true)``, for any leading dimensions.
-        mask: Boolean, shape ``(n_episodes, n_steps)``.
-
-    Returns:
-        Shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
+    Gives the shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
 
     Raises:
         ValueError: If there is not one value for each true entry.
@@ -46,15 +41,10 @@ def pad(values: Tensor, mask: Tensor) -> Tensor:
 class EpisodeQuota:
     """Which environment plays which of the first ``n_episodes`` episodes to *start*.
 
-    To take the first episodes that *end* would favour short ones: with n environments and a quota of n episodes, an
-    environment that plays two short ones keeps another's long one out. Counting starts is free of that: an episode
-    is in the batch or not before its first action, so the batch is ``n_episodes`` independent draws of the policy.
-    Environments that have no episode left to start idle until the last one ends; their steps cost time, are counted
-    as environment steps and enter nothing.
-
-    Args:
-        n_envs: Number of parallel environments.
-        n_episodes: Size of the batch.
+    To take the first episodes that *end* would favour short ones: an environment that plays two short ones would keep
+    another's long one out. An episode that counts by its start is in the batch or not before its first action, so the
+    batch is ``n_episodes`` independent draws of the policy. Environments that have no episode left to start idle until
+    the last one ends; their steps are counted as environment steps and enter nothing.
 
     Attributes:
         playing: For each environment, the number of its episode, or -1 where it idles.
@@ -97,12 +87,7 @@ class EpisodeQuota:
 
 
 class EpisodeRecorder:
-    """The vector steps of a batch, from which its episodes are cut when all have ended.
-
-    Args:
-        n_envs: Number of parallel environments.
-        n_episodes: Size of the batch.
-    """
+    """The vector steps of a batch, from which its episodes are cut when all have ended."""
 
     def __init__(self, n_envs: int, n_episodes: int) -> None:
         self.quota = EpisodeQuota(n_envs, n_episodes)

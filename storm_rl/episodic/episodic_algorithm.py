@@ -147,6 +147,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             raise ValueError("estimator='reinforce' needs weights='trajectory' and no state_value baseline")
         if self.max_weight is not None:
             check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
+        self.make_recursion()  # Refuses what is its own out of range.
 
     # Set-up, saving ---------------------------------------------------------------------------------------------
 

@@ -32,10 +32,8 @@ Vector = dict[str, Tensor]
 class AnchoredRecursion:
     """State of one recursion: the anchor, the gradient remembered there, and what the next batch is to be.
 
-    Subclasses override `schedule` and, to keep the anchor of the last large batch, `moves_anchor`.
-
-    Args:
-        momentum: ``a`` of small batches, in [0, 1].
+    Subclasses override `schedule` and, to keep the anchor of the last large batch, `moves_anchor`. ``momentum`` is
+    the ``a`` of small batches, in [0, 1].
 
     Attributes:
         anchor: Parameters (and statistics) of the policy at which the second gradient is wanted; None at first.
@@ -91,11 +89,7 @@ class AnchoredRecursion:
         return direction
 
     def schedule(self, step_size: float) -> None:
-        """Decide on `large_batch` once the step is done.
-
-        Args:
-            step_size: Effective size of the step: its norm over the norm of the (averaged) direction.
-        """
+        """Decide on `large_batch` after a step; ``step_size`` is its norm over that of the averaged direction."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,12 +121,7 @@ class SnapshotRecursion(AnchoredRecursion):
 
     A snapshot is due when :math:`\alpha_{FG} / N > \alpha_{SI} / B`: the step of the last large batch was longer,
     for each trajectory that it took, than the step of the last small one (section 5.2 of the paper); and at the
-    latest after ``max_sub_iterations`` small batches.
-
-    Args:
-        batch_size: N.
-        mini_batch_size: B.
-        max_sub_iterations: Largest number of small batches on one snapshot.
+    latest after ``max_sub_iterations`` small batches. N is ``batch_size``, B ``mini_batch_size``.
     """
 
     moves_anchor = False
@@ -165,11 +154,7 @@ class SnapshotRecursion(AnchoredRecursion):
 
 
 class EpochRecursion(AnchoredRecursion):
-    """SARAH's recursion: a large batch, then ``epoch_length - 1`` small ones, each corrected at the step before.
-
-    Args:
-        epoch_length: Updates of an epoch, m in the paper.
-    """
+    """SARAH's recursion: a large batch, then ``epoch_length - 1`` small ones, each corrected at the step before."""
 
     def __init__(self, epoch_length: int) -> None:
         check_integer("epoch_length", epoch_length, 1)
@@ -190,11 +175,7 @@ class MomentumRecursion(AnchoredRecursion):
 
 
 class CoinRecursion(AnchoredRecursion):
-    """SARAH's recursion without epochs: the next batch is large with probability ``probability``.
-
-    Args:
-        probability: p in the paper, in (0, 1].
-    """
+    """SARAH's recursion without epochs: the next batch is large with probability ``probability``, in (0, 1]."""
 
     def __init__(self, probability: float) -> None:
         check_range("probability", probability, 0.0, 1.0, low_included=False)

@@ -53,11 +53,6 @@ def discount_factors(n_steps: int, gamma: float, like: Tensor) -> Tensor:
 def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     r"""Rewards to go, :math:`G_k = \sum_{h \ge k} \gamma^{h-k} r_h`, discounted to their own step.
 
-    Args:
-        rewards: Shape ``(n_episodes, n_steps)``.
-        mask: Boolean, the same shape.
-        gamma: Discount in [0, 1].
-
     Raises:
         ValueError: If shapes differ, the mask leaves nothing, or ``gamma`` is outside [0, 1].
     """
@@ -82,12 +77,7 @@ def reinforce_advantages(
 ) -> Tensor:
     r"""REINFORCE (Williams, 1992): every step of an episode gets ``w (R - b)``, ``R`` its discounted return.
 
-    Args:
-        rewards: Shape ``(n_episodes, n_steps)``.
-        mask: Boolean, the same shape.
-        gamma: Discount in [0, 1].
-        baseline: See `Baseline`; a state value is no baseline for a whole trajectory.
-        weights: Per-trajectory importance weights, shape ``(n_episodes,)``. None: all 1.
+    ``weights`` are those of trajectories, ``(n_episodes,)``; None: all 1. A state value is no baseline for one.
 
     Raises:
         ValueError: As `monte_carlo_returns`; for another shape of ``weights``; for

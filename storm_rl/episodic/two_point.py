@@ -50,12 +50,9 @@ class ActionDistribution(nn.Module):
         return distribution.get_actions() if actions is None else distribution.log_prob(actions)
 
     def at(self, point: dict[str, Tensor], observations: Any, actions: Tensor | None = None) -> Tensor:
-        """As a call, at the parameters (and statistics) of ``point``; the policy keeps its own.
-
-        SB3 and the policies here register one module under several names (``features_extractor`` and
-        ``pi_features_extractor``). `torch.func.functional_call` ties those names by default, and after the call leaves
-        the policy with the point's tensors in place of its own; one name of each is enough.
-        """
+        """As a call, at the parameters (and statistics) of ``point``; the policy keeps its own."""
+        # SB3 registers one module under several names (`features_extractor`, `pi_features_extractor`). Tied, as by
+        # default, they would leave the policy with the point's tensors in place of its own; one name is enough.
         result: Tensor = functional_call(self, point, (observations, actions), tie_weights=False)
         return result
 

@@ -21,53 +21,7 @@ if TYPE_CHECKING:
 # Arguments of the constructors that do not change what is learned.
 _NO_SETTINGS = {"policy", "env", "stats_window_size", "tensorboard_log", "verbose", "seed", "device"}
 
-_TEMPLATE = """---
-{{ card_data }}
----
-
-# {{ class_name }} on {{ env_id }}
-
-A policy trained with `{{ class_name }}` of storm-rl, an algorithm for Stable-Baselines3.
-
-Mean return {{ mean }}, standard deviation {{ std }}, over {{ n_episodes }} episodes of the deterministic policy.
-
-## Use
-
-```console
-pip install "storm-rl[zoo]"
-```
-
-The file is a pickle: load it only if you trust its author. The hub's loader asks for `TRUST_REMOTE_CODE=True` in the
-environment for this reason.
-
-```python
-import gymnasium
-from huggingface_sb3 import load_from_hub
-from storm_rl import {{ class_name }}
-
-model = {{ class_name }}.load(load_from_hub("{{ repo_id }}", "{{ filename }}"))
-env = gymnasium.make("{{ env_id }}")
-observation, _ = env.reset()
-action, _ = model.predict(observation, deterministic=True)
-```
-
-## Training
-
-| | |
-|---|---|
-| env steps | {{ num_timesteps }} |
-| environments | {{ n_envs }} |
-| seed | {{ seed }} |
-| policy | {{ policy }} |
-| versions | {{ versions }} |
-
-## Settings
-
-| argument | value |
-|---|---|
-{% for name, value in settings.items() -%}
-| `{{ name }}` | `{{ value }}` |
-{% endfor %}"""
+_TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
 def model_card(
@@ -111,7 +65,7 @@ def model_card(
     )
     card: ModelCard = ModelCard.from_template(
         data,
-        template_str=_TEMPLATE,
+        template_str=_TEMPLATE.read_text(encoding="utf-8"),
         class_name=class_name,
         env_id=env_id,
         repo_id=repo_id,
