@@ -81,14 +81,7 @@ def _message(name: str, right: str, value: Any) -> str:
 def check_transition(
     observations: Any, rewards: NDArray[Any], dones: NDArray[np.bool_], infos: list[dict[str, Any]], step: int
 ) -> None:
-    """Refuse a vector step of the environments that cannot be learned from.
-
-    Args:
-        observations: Array ``(n_envs, ...)``, or a dict of such.
-        rewards: ``(n_envs,)``.
-        dones: ``(n_envs,)``.
-        infos: Their ``terminal_observation`` is looked at too.
-        step: Env steps so far, for the message.
+    """Refuse a vector step of the environments, its terminal observations included, that cannot be learned from.
 
     Raises:
         ValueError: A NaN or infinite reward (float32 is what is learned from) or observation; names which.
@@ -135,11 +128,7 @@ def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
 
 
 def check_policy_outputs(step: int, **outputs: Tensor) -> None:
-    """Refuse NaN or infinite outputs of the policy.
-
-    Args:
-        step: Env steps so far, for the message.
-        **outputs: Named tensors, each ``(n_envs, ...)``.
+    """Refuse NaN or infinite outputs of the policy: named tensors, each ``(n_envs, ...)``.
 
     Raises:
         ValueError: Names the tensor and the environment it was for.

@@ -44,11 +44,7 @@ def environment_state(env: VecEnv | gym.Env[Any, Any]) -> Any:
     Known to be exact: gymnasium's classic-control and toy-text environments, also inside gymnasium's wrappers and
     SB3's ``Monitor``, ``DummyVecEnv``, ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage`` and ``VecMonitor``.
 
-    Args:
-        env: A vectorised environment of this process, or a single one.
-
-    Returns:
-        What `restore_environment` takes; shares no memory with ``env``.
+    What is returned shares no memory with ``env``.
 
     Raises:
         ValueError: Something in ``env`` is not plain data; the message names the attribute.
@@ -66,11 +62,7 @@ def environment_state(env: VecEnv | gym.Env[Any, Any]) -> Any:
 
 
 def restore_environment(env: VecEnv | gym.Env[Any, Any], state: Any) -> None:
-    """Put ``env`` where the environment was whose ``state`` this is.
-
-    Args:
-        env: Made and wrapped in the same way as that one.
-        state: What `environment_state` gave, here or in another process.
+    """Put ``env``, made and wrapped in the same way, where the environment was whose ``state`` this is.
 
     Raises:
         ValueError: ``env`` is of another kind, wrapped differently, or has another number of environments.

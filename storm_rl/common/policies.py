@@ -55,14 +55,10 @@ def _any_part(observations: ObservationBatch) -> Tensor:
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all samples seen so far, merged batch by batch.
+    """Mean and variance of all samples of one shape seen so far, merged batch by batch; 0 and 1 before the first.
 
-    Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983. The statistics are buffers in
-    float64: they are saved, loaded and moved with the module, and no optimiser touches them. Before the first
-    sample they are mean 0 and variance 1.
-
-    Args:
-        shape: Shape of one sample; ``()`` for scalars.
+    Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983. The statistics are buffers in float64:
+    they are saved, loaded and moved with the module, and no optimizer touches them.
     """
 
     mean: Tensor
@@ -150,11 +146,7 @@ def _module_key(key: str) -> str:
 
 
 class StandardisedFeatures(BaseFeaturesExtractor):
-    """A features extractor that sees standardised observations.
-
-    SB3's policies preprocess an observation and hand it to their features extractor, on every path (acting,
-    values, evaluation, prediction); standardising here covers them all.
-    """
+    """A features extractor that sees standardised observations, on every path: all go through SB3's extractor."""
 
     def __init__(self, statistics: ObservationStatistics, extractor: BaseFeaturesExtractor) -> None:
         super().__init__(extractor._observation_space, extractor.features_dim)
@@ -168,10 +160,9 @@ class StandardisedFeatures(BaseFeaturesExtractor):
 
 
 class ValueHead(nn.Module):
-    """The last layer of the critic: a linear layer in units of ``scale``, so that its output is in rewards.
+    """The last layer of the critic: a linear layer in units of ``scale``.
 
-    The layer itself works with values of order 1 whatever the rewards' scale; what leaves it is a value in the
-    environment's own units, as SB3 expects of ``predict_values``.
+    The layer works with values of order 1, and what leaves it is in the environment's own units, as SB3 expects.
     """
 
     scale: Tensor
@@ -200,8 +191,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     - ``optimizer`` holds the critic's parameters only; the actor's step belongs to the algorithm.
 
     Args:
-        observation_space: Observation space.
-        action_space: Action space.
+        observation_space: As in SB3, and so are the next and ``**kwargs``.
+        action_space: See above.
         lr_schedule: Learning-rate schedule of the critic's optimizer.
         normalize_observations: Whether real-valued observations are standardised.
         use_sde: Whether noise is a function of the state, for Box actions.
@@ -315,10 +306,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     def distribution_of(self, outputs: Tensor, latent: Tensor, log_std: Tensor | None) -> Distribution:
         """The action distribution from the actor's outputs on: the policy's own object, as of ``get_distribution``.
 
-        Args:
-            outputs: Logits or means, ``(n, n_outputs)``, of the actor's network.
-            latent: Its last hidden layer, ``(n, n_latent)``, of which gSDE's noise is a function.
-            log_std: In place of the policy's own; None where the distribution has none.
+        ``outputs`` are logits or means, ``(n, n_outputs)``; ``latent`` is the last hidden layer, of which gSDE's noise
+        is a function; ``log_std`` stands in for the policy's own, and is None where the distribution has none.
         """
         distribution = self.action_dist
         if isinstance(distribution, StateDependentNoiseDistribution):

@@ -120,10 +120,6 @@ class ResumableAlgorithm(BaseAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Exchange the environment; as SB3's ``set_env``.
 
-        Args:
-            env: The new one, with the same spaces and the same number of environments.
-            force_reset: Whether to reset it before training.
-
         Raises:
             ValueError: Other spaces, or another number of environments.
         """
@@ -158,20 +154,18 @@ class ResumableAlgorithm(BaseAlgorithm):
     def save(self, path: ModelPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Save the model: all that the next update depends on, and on request where the environments stand.
 
-        Beside what SB3 keeps (arguments, counters, networks, optimisers), the file keeps the recursion, the metric's
-        memory, all running statistics, the window of recent rollouts, gSDE's noise and the random states of torch,
-        numpy and Python. With ``include=["env_state"]`` also the state of the environments: a run that is saved,
-        loaded elsewhere and continued then equals the uninterrupted one bit for bit (see `load`).
+        Beside what SB3 keeps (arguments, counters, networks, optimizers): the recursion, the metric's memory, running
+        statistics, recent rollouts, gSDE's noise and random states. With ``include=["env_state"]`` also the
+        environments' state: the loaded run then equals the uninterrupted one bit for bit (see `load`).
 
-        The file appears whole or not at all: a crash leaves the old one. Parameters are always those of the last
-        completed update, also in a file that a callback writes during a rollout. Such a file keeps neither the
-        environments' state nor the rollouts, since the one that is being collected is lost: a model loaded from it
+        The file appears whole or not at all. Parameters are always those of the last completed update. A file that a
+        callback writes during a rollout keeps neither that rollout nor the environments' state: a model loaded from it
         begins with a reset.
 
         Args:
             path: ``.zip`` is added to a path without suffix; or an open binary file, which is simply written to.
-            exclude: Names to leave out: attributes, or ``"window"`` and ``"random_state"``, to save space.
-            include: Names to keep although they are not by default: attributes, or ``"env_state"``.
+            exclude: Attributes to leave out, or ``"window"`` and ``"random_state"``, to save space.
+            include: Attributes to keep although they are not by default, or ``"env_state"``.
 
         Raises:
             ValueError: ``"env_state"`` without an environment, or with one whose state cannot be kept; see
@@ -207,12 +201,7 @@ class ResumableAlgorithm(BaseAlgorithm):
         return {"random_state": _random_state(self.device), "exploration_noise": _exploration_noise(self.policy)}
 
     def _load_run_state(self, state: dict[str, Any], resumes: bool) -> None:
-        """Restore what `_run_state` gave.
-
-        Args:
-            state: Parts may be missing.
-            resumes: Whether the environments go on where they were, and are not reset.
-        """
+        """Restore what `_run_state` gave; parts may be missing. ``resumes``: the environments are not reset."""
         if resumes and self._last_obs is not None and _n_observations(self._last_obs) != self.n_envs:
             raise ValueError(
                 f"force_reset=False continues the {_n_observations(self._last_obs)} environments of the saved model, "
@@ -238,15 +227,13 @@ class ResumableAlgorithm(BaseAlgorithm):
     ) -> Self:
         """Load a model that `save` wrote.
 
-        To *predict*, the path is enough. To *train on*, pass ``env``: the random states of torch, numpy and Python
-        are then restored too, and the run continues as the saved one would have after a reset of its environments.
-        To *resume exactly*, save with ``include=["env_state"]`` and pass ``force_reset=False`` as well: the
-        environments are put where they stood, and everything that follows is the same bit for bit (on the same
-        machine, with the same versions and number of threads).
+        To *predict*, the path is enough. To *train on*, pass ``env``: random states are then restored too, and the run
+        continues as the saved one would have after a reset. To *resume exactly*, save with ``include=["env_state"]``
+        and pass ``force_reset=False`` as well: everything that follows is the same bit for bit (on the same machine,
+        with the same versions and number of threads).
 
-        What loading trusts: the file. As in SB3, its part ``data`` holds attributes that are no plain JSON (spaces,
-        schedules, policy classes) as pickles, which can run any code: load files from sources that you trust only.
-        All other parts are read with ``weights_only=True`` and cannot; nothing is unpickled before the file has been
+        As in SB3, the file's part ``data`` holds pickles, which can run any code: load files from sources that you
+        trust only. All other parts are read with ``weights_only=True``; nothing is unpickled before the file has been
         found to be whole and a model of this class. Entries of ``custom_objects`` replace pickles unread.
 
         Args:

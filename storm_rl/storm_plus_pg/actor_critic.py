@@ -18,11 +18,7 @@ Objective = Callable[[Distribution, slice], Tensor]
 
 
 class ActorCritic:
-    """The policy's two networks; acting mode is the caller's to set.
-
-    Args:
-        policy: The policy, whose parameters are used as they are at each call.
-    """
+    """The policy's two networks, with its parameters as they are at each call; acting mode is the caller's to set."""
 
     def __init__(self, policy: StandardisedActorCriticPolicy) -> None:
         self.policy = policy
@@ -70,12 +66,7 @@ class ActorCritic:
 
 
 class Actor:
-    """The action distribution on a batch of states as a function of the actor's flat parameters.
-
-    Args:
-        policy: The policy; in acting mode.
-        observations: The states, raw.
-    """
+    """The action distribution on a batch of raw states as a function of the actor's flat parameters."""
 
     def __init__(self, policy: StandardisedActorCriticPolicy, observations: ObservationBatch) -> None:
         self.policy = policy

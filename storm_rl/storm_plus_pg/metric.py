@@ -71,11 +71,7 @@ def fisher_vector_product(kl: Tensor, parameters: Sequence[Tensor]) -> Product:
 
     The Hessian of :math:`KL(\pi_{\theta_0} || \pi_\theta)` in :math:`\theta`, at :math:`\theta = \theta_0`, is the
     Fisher matrix (Schulman et al., "Trust Region Policy Optimization", 2015, appendix C), so one differentiation
-    of the KL's gradient along :math:`v` gives the product.
-
-    Args:
-        kl: Scalar KL between the policy at fixed parameters and at ``parameters``, at the same point, with graph.
-        parameters: The parameters, in the order in which ``v`` is laid out.
+    of the KL's gradient along :math:`v` gives the product. ``kl`` is a scalar with graph, taken at that point.
     """
     gradients = torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True)
     flat_gradient = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -90,16 +86,10 @@ def fisher_vector_product(kl: Tensor, parameters: Sequence[Tensor]) -> Product:
 
 
 def conjugate_gradient(product: Product, target: Tensor, max_steps: int, tolerance: float = 1e-10) -> Tensor:
-    r"""Solve ``A x = b`` for a symmetric positive definite ``A``.
+    r"""Solve ``A x = b`` for a symmetric positive definite ``A`` and ``b`` the flat ``target``.
 
-    Hestenes and Stiefel, 1952. Stopped early, the iterate still satisfies :math:`b^T x > 0`, so that it stays a
-    direction of ascent for ``b``.
-
-    Args:
-        product: ``v -> A v``.
-        target: ``b``, a flat vector.
-        max_steps: Number of products at most.
-        tolerance: Stop once ``||b - A x||^2 <= tolerance * ||b||^2``.
+    Hestenes and Stiefel, 1952; at most ``max_steps`` products, until ``||b - A x||^2 <= tolerance * ||b||^2``. Stopped
+    early, the iterate still satisfies :math:`b^T x > 0`, so that it stays a direction of ascent for ``b``.
     """
     solution = torch.zeros_like(target)
     residual = target.clone()

@@ -52,10 +52,7 @@ Features = Callable[[ObservationBatch], Array]
 class NumpyActorCritic:
     """The policy as it is now: its parameters are followed only while they stay in their place in memory.
 
-    Args:
-        policy: The policy.
-        actor: Its network from features to logits or means.
-        critic: Its network from features to scaled values.
+    ``actor`` is its network from features to logits or means, ``critic`` from features to scaled values.
     """
 
     def __init__(self, policy: StandardisedActorCriticPolicy, actor: NumpyMLP, critic: NumpyMLP) -> None:
@@ -170,11 +167,8 @@ class NumpyActor:
     The Jacobian ``J`` of the outputs (logits or means) in the network's parameters is used row by row, so that
     gradients of all parts share one pass, and ``F v = J^T H J v / n`` with the Hessian ``H`` of the divergence in the
     outputs: one forward and one backward pass instead of a differentiated backward pass (Schraudolph 2002, "Fast
-    curvature matrix-vector products for second-order gradient descent").
-
-    Args:
-        networks: The policy's closed form. "The present" parameters are those at this moment.
-        observations: The states, raw.
+    curvature matrix-vector products for second-order gradient descent"). "The present" parameters are those at the time
+    of construction.
     """
 
     def __init__(self, networks: NumpyActorCritic, observations: ObservationBatch) -> None:

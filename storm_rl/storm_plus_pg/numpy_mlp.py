@@ -70,13 +70,7 @@ class NumpyMLP:
     def backward(
         self, derivatives: Sequence[Array | None], cotangent: Array, out: Sequence[Array] | None = None
     ) -> list[Array]:
-        """What arrives at the linear part of each layer, ``(n, n_out)`` each.
-
-        Args:
-            derivatives: Of :meth:`activation_derivatives`.
-            cotangent: Derivative of a scalar in the outputs, ``(n, n_out)`` of the last layer.
-            out: Arrays for the result.
-        """
+        """What arrives at each layer's linear part, ``(n, n_out)`` each, of a scalar's derivative in the outputs."""
         out = self.empty_layers(len(cotangent)) if out is None else out
         delta = cotangent if derivatives[-1] is None else np.multiply(cotangent, derivatives[-1], out=out[-1])
         deltas = [delta]
@@ -92,11 +86,7 @@ class NumpyMLP:
     ) -> None:
         """Write the scalar's gradient in the parameters, by ``rows`` of the batch, to ``out``, in their shapes.
 
-        Args:
-            values: Of :meth:`forward`.
-            deltas: Of :meth:`backward`.
-            out: Arrays for the result, as of :meth:`split`.
-            rows: Rows that count.
+        ``values`` are of :meth:`forward`, ``deltas`` of :meth:`backward`.
         """
         values, deltas = [layer[rows] for layer in values], [delta[rows] for delta in deltas]
         ones = np.ones(len(values[0]), dtype=values[0].dtype)
@@ -152,13 +142,8 @@ class Jacobian:
 def cholesky_columns(blocks: Array, negligible: float = 1e-6) -> list[Array]:
     r"""Columns ``l_j`` with :math:`\sum_j l_j l_j^T` the block of each state: Cholesky's algorithm, all states at once.
 
-    Args:
-        blocks: Positive semidefinite, ``(n, k, k)``.
-        negligible: What is left of a diagonal entry for a column counts as 0 where no state's is more than this
-            share of the largest entry.
-
-    Returns:
-        Of the columns that are not 0, or one that is, ``(n, k)`` each.
+    Blocks are positive semidefinite, ``(n, k, k)``, columns ``(n, k)``. A column is left out where no state's pivot is
+    more than the share ``negligible`` of the largest entry, unless none would be left.
     """
     left = blocks.astype(np.float64)
     largest = np.max(np.diagonal(left, axis1=1, axis2=2), axis=1)

@@ -79,13 +79,9 @@ class PolicyRecursion:
         return float(self.rule) if self.direction is not None else 1.0
 
     def next_direction(self, gradients: Tensor, gradients_at_previous: Tensor | None, overlap: float = 0.0) -> Tensor:
-        """Set ``a_t`` and ``d_t`` from the parts of ``g_t`` and of ``g'_t``; gives ``d_t``.
+        """Set ``a_t`` and ``d_t`` from the parts of ``g_t`` and ``g'_t`` (None at first), ``(k, n)``; give ``d_t``.
 
-        Args:
-            gradients: Parts of ``g_t``, ``(k, n)``.
-            gradients_at_previous: The same parts of the rollout at the previous parameters, ``(k, n)``; None if
-                there are none.
-            overlap: Share of the transitions that the previous direction has already used.
+        ``overlap`` is the share of the transitions that the previous direction has already used.
         """
         gradient = gradients.mean(dim=0)
         self.momentum, direction = 1.0, gradient
@@ -103,12 +99,7 @@ class PolicyRecursion:
         return mixed
 
     def next_step_size(self, direction_square: float, parameters: Tensor) -> float:
-        """``eta_t`` for the direction that was set last.
-
-        Args:
-            direction_square: ``d_t^T M_t^{-1} d_t``.
-            parameters: ``theta_t``, flat, copied: the previous parameters of the next update.
-        """
+        """``eta_t`` from ``d_t^T M_t^{-1} d_t``; ``parameters``, ``theta_t``, are the next update's previous ones."""
         self.previous_parameters = parameters.clone()
         divisor = max(self.momentum, LEAST_DIVISOR) if self.rule == "measured" else self.scheduled_momentum
         self.sum_weighted_directions += direction_square / divisor

@@ -98,18 +98,7 @@ def get_algorithm(name: str) -> ZooAlgorithm:
 def sample_hyperparameters(
     algorithm: str, trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Constructor arguments for one trial of a search, as RL Zoo asks for them.
-
-    Args:
-        algorithm: A key of `ALGORITHMS`.
-        trial: Optuna's trial, which is asked for every value.
-        n_actions: Not used; part of RL Zoo's call.
-        n_envs: Not used; as above.
-        additional_args: Not used; as above.
-
-    Raises:
-        ValueError: No such algorithm.
-    """
+    """Constructor arguments for one trial of a search, as RL Zoo asks for them; the last three are part of its call."""
     return {
         argument: trial.suggest_float(argument, values.low, values.high, log=values.log)
         if isinstance(values, Range)

@@ -29,13 +29,8 @@ def model_card(
 ) -> "ModelCard":
     """The card of a trained model; ``str(card)`` is the text of its ``README.md``.
 
-    Args:
-        model: A model of one of this package's algorithms.
-        env_id: Gymnasium's id of the environment it was trained on.
-        repo_id: ``"owner/name"`` on the hub, for the example.
-        mean_return: Mean return of the deterministic policy.
-        std_return: Standard deviation of the return over the episodes.
-        n_episodes: Their number.
+    ``repo_id`` is ``"owner/name"`` on the hub, for the example; the returns are of the deterministic policy, over
+    ``n_episodes`` episodes.
 
     Raises:
         MissingExtraError: ``huggingface_hub`` or ``huggingface_sb3`` is not installed.
@@ -91,14 +86,6 @@ def save_for_hub(
 
     The saved model has the name that `huggingface_sb3` and RL Zoo look for, ``<algorithm>-<environment>.zip``. Nothing
     is sent anywhere; ``huggingface_sb3.push_to_hub`` or ``hf upload`` do that.
-
-    Args:
-        model: A trained model of one of this package's algorithms.
-        env_id: Gymnasium's id of the environment to evaluate it on.
-        folder: Where to write; made if it is not there.
-        repo_id: ``"owner/name"`` on the hub, for the example in the card.
-        n_episodes: Episodes of the evaluation, with deterministic actions.
-        eval_seed: Seed of the evaluation's environment.
 
     Returns:
         The path of the saved model.

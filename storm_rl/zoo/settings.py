@@ -26,12 +26,7 @@ _N_TIMESTEPS = {
 
 
 def tuned_settings(class_name: str, env_id: str) -> dict[str, Any]:
-    """The arguments found for that environment; empty, so that the defaults rule, where none were searched for.
-
-    Args:
-        class_name: As ``"SVRPG"``.
-        env_id: Gymnasium's id.
-    """
+    """The arguments found for a class, as ``"SVRPG"``, on an environment; empty where none were searched for."""
     return _tuned(class_name).get(env_id, {})
 
 
@@ -42,14 +37,7 @@ def _tuned(class_name: str) -> dict[str, dict[str, Any]]:
 
 
 def hyperparameters(algorithm: str) -> dict[str, dict[str, Any]]:
-    """What RL Zoo reads: a default section, and one for each environment with a budget or settings of its own.
-
-    Args:
-        algorithm: A key of `ALGORITHMS`.
-
-    Raises:
-        ValueError: No such algorithm.
-    """
+    """What RL Zoo reads: a default section, and one for each environment with a budget or settings of its own."""
     row = get_algorithm(algorithm)
     tuned = _tuned(row.algorithm.__name__)
     return {
