@@ -230,6 +230,48 @@ def test_parameters_without_gradient_stay_and_restart_when_it_returns(make: Make
     assert torch.equal(optimizer.state[model[0].weight]["direction"], model[0].weight.grad)
 
 
+def test_a_gradient_that_is_missing_at_the_previous_point_is_zero_there(make: Make) -> None:
+    """The loss may not depend on a parameter there: as if its gradient were written as zero."""
+
+    def trained(written: bool) -> tuple[list[Tensor], dict[str, Any]]:
+        x, y = (nn.Parameter(torch.tensor(values)) for values in ([2.0, -1.0], [0.5, 3.0]))
+        optimizer = make([x, y])
+        used = [True, True, False, True, True]  # The third call is at the previous point of the second step.
+
+        def closure() -> Tensor:
+            loss = x.square().sum()
+            if used.pop(0):
+                loss = loss + (y * x).sum()
+            elif written:
+                loss = loss + 0.0 * y.sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        return [x.detach(), y.detach()], optimizer.state_dict()
+
+    (values_missing, missing), (values_written, written) = trained(written=False), trained(written=True)
+    assert same(values_missing, values_written)
+    assert same_state(missing, written)
+
+
+def test_direction_where_the_gradient_at_the_previous_point_is_missing() -> None:
+    x, y = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(3.0))
+    optimizer = STORMPlus([x, y])
+    used = [True, True, False]
+
+    def closure() -> Tensor:
+        loss = x.square() + (5.0 * y if used.pop(0) else 0.0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    momentum = optimizer.momentum
+    optimizer.step(closure)
+    assert float(optimizer.state[y]["direction"]) == pytest.approx(5.0 + (1.0 - momentum) * 5.0)
+
+
 def test_learning_rate_schedulers_scale_the_step(make: Make) -> None:
     model = network()
     optimizer = make(model.parameters())
@@ -482,6 +524,83 @@ def test_an_overflowing_direction_leaves_the_parameters_and_restarts(make: Make)
     scale[0] = 1.0
     optimizer.step(closure)
     assert torch.isfinite(x).all()
+
+
+def sums(optimizer: RecursiveOptimizer) -> list[Any]:
+    names = ("noise_sum", "direction_sum")
+    found = [optimizer.param_groups[0][name] for name in names]
+    return found + [state[name].tolist() for state in optimizer.state.values() for name in names if name in state]
+
+
+def test_a_sum_that_overflows_is_reported_and_never_stored(make: Make) -> None:
+    x = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = make([x])
+    slope = [1.0]
+
+    def closure() -> Tensor:
+        loss = (slope[0] * x).sum()
+        loss.backward()
+        return loss
+
+    before: list[Any] = []
+
+    def huge_steps() -> None:
+        # The square of each gradient is a float, and the sum of some, or of one divided by a small a, is not.
+        for sign in (1.0, 1.0, 1.0, -1.0, -1.0):
+            before[:] = [x.detach().clone(), sums(optimizer)]
+            slope[0] = sign * 9e153
+            optimizer.step(closure)
+
+    optimizer.step(closure)
+    with pytest.raises(ValueError, match="overflow"):
+        huge_steps()
+    assert torch.equal(before[0], x)
+    assert sums(optimizer) == before[1]
+    assert "inf" not in str(before[1])
+    slope[0] = 1.0
+    optimizer.step(closure)
+    assert torch.equal(optimizer.state[x]["direction"], x.grad)
+    if not optimizer.param_groups[0]["per_coordinate"]:
+        assert optimizer.momentum > 0.0
+        assert optimizer.step_size > 0.0
+
+
+def test_a_first_gradient_whose_weighted_square_overflows_is_reported() -> None:
+    x = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = STORMPlus([x])
+
+    def closure() -> Tensor:
+        loss = 1e150 * x.sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="direction_sum overflows"):
+            optimizer.step(closure)
+    assert sums(optimizer) == [0.0, 0.0]
+    assert torch.equal(x, torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("cls", [STORMPlus, STORM, MetaSTORM])
+def test_a_coordinate_that_overflows_float32_leaves_all_sums_as_they_were(cls: type[RecursiveOptimizer]) -> None:
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    optimizer = cls([first, second], per_coordinate=True)
+    scale = [1.0]
+
+    def closure() -> Tensor:
+        loss = first.square().sum() + scale[0] * second[1]
+        loss.backward()
+        scale[0] *= -1.0
+        return loss
+
+    optimizer.step(closure)
+    before, before_sums = [first.detach().clone(), second.detach().clone()], sums(optimizer)
+    scale[0] = 1e20
+    for _ in range(2):  # With a previous point and, after the first failure, without.
+        with pytest.raises(ValueError, match="overflow"):
+            optimizer.step(closure)
+        assert same(before, [first, second])
+        assert sums(optimizer) == before_sums
 
 
 def test_complex_parameters_are_refused(make: Make) -> None:
