@@ -20,8 +20,8 @@ GROUP_OPTIONS = ("lr", "weight_decay", "maximize")
 POINT = ("previous", "direction", "gradient")
 """State of a parameter that is about the point before: x_{t-1}, d_{t-1} and, in META-STORM, g_{t-1}."""
 
-SUMS = ("noise_sum", "direction_sum")
-"""Sums over all steps: floats in the parameter groups, or tensors in the state (per-coordinate form)."""
+SUMS = {"noise_sum": "gradients, or of their differences between samples", "direction_sum": "directions, weighted"}
+"""Sums over all steps, of squares: floats in the parameter groups, or tensors in the state (per-coordinate form)."""
 
 
 class RecursiveOptimizer(Optimizer, ABC):
@@ -104,7 +104,8 @@ class RecursiveOptimizer(Optimizer, ABC):
             TypeError: If the closure is missing or not callable, or returns no number, or a gradient is
                 sparse or complex.
             ValueError: If the loss or a gradient is NaN or infinite, the loss is not one number, or no
-                parameter has a gradient. Parameters and state are as they were before the step.
+                parameter has a gradient. Parameters and state are as they were before the step. Also if a sum
+                of squares overflows: parameters and sums are as they were, and the direction starts anew.
         """
         if not callable(closure):
             raise TypeError(
@@ -191,7 +192,8 @@ class RecursiveOptimizer(Optimizer, ABC):
                         f"{self.algorithm}: the closure wrote both gradients of a step to the same memory; "
                         "let backward() allocate p.grad"
                     )
-            at_previous = {p: p.grad for p in remembered if p.grad is not None}
+            # Without a gradient there the loss does not depend on the parameter at x_{t-1}: its gradient is zero.
+            at_previous = {p: torch.zeros_like(p) if p.grad is None else p.grad for p in remembered}
         except BaseException:
             swap(remembered, previous)
             raise
@@ -212,13 +214,13 @@ class RecursiveOptimizer(Optimizer, ABC):
         self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor], squared_gradient: float
     ) -> None:
         options = self.param_groups[0]
-        noise_sum = options["noise_sum"]
+        noise_sum, direction_sum = options["noise_sum"], options["direction_sum"]
         foreach = options["foreach"]
         if foreach is None:
             foreach = all(p.is_cuda for p in gradients)
 
         known = [p for p in gradients if "direction" in self.state.get(p, ())]
-        shift = [at_previous[p] if p in at_previous else torch.zeros_like(p) for p in known]
+        shift = [at_previous[p] for p in known]
         if self._looks_back():
             noise_sum += sum(squared_norm([self.state[p]["gradient"] - g]) for p, g in zip(known, shift, strict=True))
         momentum = self._momentum(noise_sum)
@@ -230,9 +232,10 @@ class RecursiveOptimizer(Optimizer, ABC):
         if not self._looks_back():
             noise_sum += self._noise(squared_gradient)
             momentum = self._momentum(noise_sum)
+        self._check_sum("noise_sum", math.isfinite(noise_sum))
         squared_direction = squared_norm([self.state[p]["direction"] for p in gradients])
-        self._check_direction(math.isfinite(squared_direction))
-        direction_sum = options["direction_sum"] + self._direction_weight(squared_direction, momentum)
+        direction_sum += self._direction_weight(squared_direction, momentum)
+        self._check_sum("direction_sum", math.isfinite(direction_sum))
         step_size = self._step_size(noise_sum, direction_sum, momentum)
 
         for group in self.param_groups:
@@ -249,6 +252,7 @@ class RecursiveOptimizer(Optimizer, ABC):
 
     def _step_per_coordinate(self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor]) -> None:
         floor = self.param_groups[0]["momentum_floor"]
+        sums: dict[Tensor, tuple[Tensor, Tensor]] = {}
         step_sizes: dict[Tensor, Tensor] = {}
         for p, gradient in gradients.items():
             state = self.state[p]
@@ -256,7 +260,7 @@ class RecursiveOptimizer(Optimizer, ABC):
             dtype = torch.float32 if p.dtype.itemsize < 4 else p.dtype
             noise_sum = state["noise_sum"] if "noise_sum" in state else torch.zeros_like(p, dtype=dtype)
             if "direction" in state:
-                shift = at_previous[p] if p in at_previous else torch.zeros_like(p)
+                shift = at_previous[p]
                 if self._looks_back():
                     noise_sum = noise_sum + (state["gradient"] - shift).to(dtype).square()
                 floored = self._momentum(noise_sum).clamp_(min=floor).to(p.dtype)
@@ -264,12 +268,16 @@ class RecursiveOptimizer(Optimizer, ABC):
             self._remember({p: gradient})
             if not self._looks_back():
                 noise_sum = noise_sum + self._noise(gradient.to(dtype).square())
+            self._check_sum("noise_sum", bool(noise_sum.isfinite().all()))
             momentum = self._momentum(noise_sum)
             weighted = self._direction_weight(state["direction"].to(dtype).square(), momentum)
             direction_sum = state["direction_sum"] + weighted if "direction_sum" in state else weighted
-            self._check_direction(bool(direction_sum.isfinite().all()))
-            state["noise_sum"], state["direction_sum"] = noise_sum, direction_sum
+            self._check_sum("direction_sum", bool(direction_sum.isfinite().all()))
+            sums[p] = noise_sum, direction_sum
             step_sizes[p] = self._step_size(noise_sum, direction_sum, momentum).to(p.dtype)
+        # Only now that no sum of any parameter has overflowed.
+        for p, (noise_sum, direction_sum) in sums.items():
+            self.state[p]["noise_sum"], self.state[p]["direction_sum"] = noise_sum, direction_sum
         for group in self.param_groups:
             moving = [p for p in group["params"] if p in gradients]
             self._decay(group, moving)
@@ -287,16 +295,20 @@ class RecursiveOptimizer(Optimizer, ABC):
             if self._looks_back():
                 state["gradient"] = gradient.clone(memory_format=torch.preserve_format)
 
-    def _check_direction(self, finite: bool) -> None:
-        """The one failure that shows only after ``d`` has been written: forget the point and start anew."""
+    def _check_sum(self, name: str, finite: bool) -> None:
+        """Refuse a sum that has overflowed: stored, it would make every later step 0.
+
+        The one failure that shows only after ``d`` has been written: forget the point and start anew.
+        """
         if finite:
             return
         for state in self.state.values():
             for key in POINT:
                 state.pop(key, None)
         raise ValueError(
-            f"{self.algorithm}: the direction or its square overflows; parameters were left as they were and "
-            "the recursion starts anew from the next gradient. Scale the loss down"
+            f"{self.algorithm}: {name} overflows, the sum of squares of {SUMS[name]}; parameters and sums were left as "
+            "they were and the recursion starts anew from the next gradient. Scale the loss down or skip the sample; "
+            "if every step fails, make a new optimizer for the scaled loss, since its sums start from 0"
         )
 
     @staticmethod

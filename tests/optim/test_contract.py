@@ -11,76 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from storm_rl.optim import STORM, MetaSTORM, STORMPlus
-from storm_rl.optim.recursive_optimizer import RecursiveOptimizer
-
-Make = Callable[..., RecursiveOptimizer]
-Closure = Callable[[], Tensor]
-
-OPTIMIZERS: dict[str, tuple[type[RecursiveOptimizer], dict[str, Any]]] = {
-    "STORMPlus": (STORMPlus, {}),
-    "STORMPlus-loop": (STORMPlus, {"foreach": False}),
-    "STORMPlus-per_coordinate": (STORMPlus, {"per_coordinate": True}),
-    "STORM": (STORM, {}),
-    "MetaSTORM": (MetaSTORM, {}),
-    "MetaSTORM-gradient": (MetaSTORM, {"variant": "gradient"}),
-    "MetaSTORM-none": (MetaSTORM, {"variant": "none"}),
-    "MetaSTORM-per_coordinate": (MetaSTORM, {"per_coordinate": True}),
-}
-
-
-@pytest.fixture(params=OPTIMIZERS)
-def make(request: pytest.FixtureRequest) -> Make:
-    cls, options = OPTIMIZERS[request.param]
-    return lambda params, **more: cls(params, **options, **more)
-
-
-def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).to(dtype)
-
-
-def batch(step: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1000 + step)
-    inputs = torch.randn(8, 3, generator=generator)
-    return inputs.to(dtype), inputs.sum(1, keepdim=True).sin().to(dtype)
-
-
-def closure_of(model: nn.Module, step: int, dtype: torch.dtype = torch.float32) -> Closure:
-    inputs, targets = batch(step, dtype)
-
-    def closure() -> Tensor:
-        loss = nn.functional.mse_loss(model(inputs), targets)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def train(model: nn.Module, optimizer: RecursiveOptimizer, steps: range) -> list[float]:
-    dtype = next(model.parameters()).dtype
-    return [float(optimizer.step(closure_of(model, step, dtype))) for step in steps]
-
-
-def values(model: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def same(left: list[Tensor], right: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def frozen(optimizer: RecursiveOptimizer) -> dict[str, Any]:
-    return copy.deepcopy(optimizer.state_dict())
-
-
-def same_state(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    if left["param_groups"] != right["param_groups"] or left["state"].keys() != right["state"].keys():
-        return False
-    return all(
-        state.keys() == right["state"][i].keys()
-        and all(torch.equal(value, right["state"][i][key]) for key, value in state.items())
-        for i, state in left["state"].items()
-    )
+from tests.optim.cases import Closure, Make, batch, closure_of, frozen, network, same, same_state, train, values
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -230,6 +161,48 @@ def test_parameters_without_gradient_stay_and_restart_when_it_returns(make: Make
     assert torch.equal(optimizer.state[model[0].weight]["direction"], model[0].weight.grad)
 
 
+def test_a_gradient_that_is_missing_at_the_previous_point_is_zero_there(make: Make) -> None:
+    """The loss may not depend on a parameter there: as if its gradient were written as zero."""
+
+    def trained(written: bool) -> tuple[list[Tensor], dict[str, Any]]:
+        x, y = (nn.Parameter(torch.tensor(values)) for values in ([2.0, -1.0], [0.5, 3.0]))
+        optimizer = make([x, y])
+        used = [True, True, False, True, True]  # The third call is at the previous point of the second step.
+
+        def closure() -> Tensor:
+            loss = x.square().sum()
+            if used.pop(0):
+                loss = loss + (y * x).sum()
+            elif written:
+                loss = loss + 0.0 * y.sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        return [x.detach(), y.detach()], optimizer.state_dict()
+
+    (values_missing, missing), (values_written, written) = trained(written=False), trained(written=True)
+    assert same(values_missing, values_written)
+    assert same_state(missing, written)
+
+
+def test_direction_where_the_gradient_at_the_previous_point_is_missing() -> None:
+    x, y = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(3.0))
+    optimizer = STORMPlus([x, y])
+    used = [True, True, False]
+
+    def closure() -> Tensor:
+        loss = x.square() + (5.0 * y if used.pop(0) else 0.0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    momentum = optimizer.momentum
+    optimizer.step(closure)
+    assert float(optimizer.state[y]["direction"]) == pytest.approx(5.0 + (1.0 - momentum) * 5.0)
+
+
 def test_learning_rate_schedulers_scale_the_step(make: Make) -> None:
     model = network()
     optimizer = make(model.parameters())
@@ -357,200 +330,3 @@ def test_cuda_agrees_with_the_cpu(make: Make) -> None:
         optimizer.step(closure)
     for x, y in zip(values(cpu), values(cuda), strict=True):
         torch.testing.assert_close(x, y.cpu(), atol=1e-9, rtol=1e-9)
-
-
-# Bad input
-
-
-class ClosureError(Exception):
-    pass
-
-
-def bad_closures(model: nn.Module) -> dict[str, tuple[Any, type[Exception], str]]:
-    good = closure_of(model, 50)
-    parameter = next(model.parameters())
-
-    def nan_gradient() -> Tensor:
-        loss = good()
-        parameter.grad[0, 0] = torch.nan
-        return loss
-
-    def infinite_gradient() -> Tensor:
-        loss = good()
-        parameter.grad.fill_(torch.inf)
-        return loss
-
-    def sparse() -> Tensor:
-        loss = good()
-        parameter.grad = parameter.grad.to_sparse()
-        return loss
-
-    def no_gradient() -> Tensor:
-        return torch.ones((), requires_grad=True) * 2
-
-    def vector() -> Tensor:
-        good()
-        return torch.ones(3)
-
-    def raising() -> Tensor:
-        good()
-        raise ClosureError
-
-    calls = []
-
-    def raising_at_the_previous_point() -> Tensor:
-        calls.append(1)
-        if len(calls) == 2:
-            raise ClosureError
-        return good()
-
-    seen = []
-
-    def nan_at_the_previous_point() -> Tensor:
-        seen.append(1)
-        return nan_gradient() if len(seen) == 2 else good()
-
-    memory = torch.zeros_like(parameter)
-
-    def one_memory() -> Tensor:
-        loss = good()
-        memory.copy_(parameter.grad)
-        parameter.grad = memory
-        return loss
-
-    return {
-        "none": (None, TypeError, "closure"),
-        "not_callable": (3.0, TypeError, "closure"),
-        "returns_none": (lambda: None, TypeError, "NoneType"),
-        "returns_text": (lambda: "loss", TypeError, "str"),
-        "vector": (vector, ValueError, r"\(3,\)"),
-        "nan_loss": (lambda: good() * torch.nan, ValueError, "nan"),
-        "infinite_loss": (lambda: float("inf"), ValueError, "inf"),
-        "nan_gradient": (nan_gradient, ValueError, "NaN"),
-        "infinite_gradient": (infinite_gradient, ValueError, "infinite"),
-        "sparse": (sparse, TypeError, "sparse"),
-        "no_gradient": (no_gradient, ValueError, "gradient in any"),
-        "raising": (raising, ClosureError, ""),
-        "raising_at_the_previous_point": (raising_at_the_previous_point, ClosureError, ""),
-        "nan_at_the_previous_point": (nan_at_the_previous_point, ValueError, "NaN"),
-        "one_memory": (one_memory, ValueError, "same memory"),
-    }
-
-
-@pytest.mark.parametrize("case", bad_closures(network()))
-def test_a_bad_closure_raises_and_leaves_parameters_and_state_untouched(make: Make, case: str) -> None:
-    model, twin = network(), network()
-    optimizer, twin_optimizer = make(model.parameters()), make(twin.parameters())
-    train(model, optimizer, range(4))
-    train(twin, twin_optimizer, range(4))
-    closure, error, message = bad_closures(model)[case]
-    before, state = values(model), frozen(optimizer)
-    with pytest.raises(error, match=message or None):
-        optimizer.step(closure)
-    assert same(before, values(model))
-    assert same_state(state, optimizer.state_dict())
-    train(model, optimizer, range(4, 7))
-    train(twin, twin_optimizer, range(4, 7))
-    assert same(values(model), values(twin))
-
-
-def test_an_overflowing_direction_leaves_the_parameters_and_restarts(make: Make) -> None:
-    x = nn.Parameter(torch.ones(2))
-    optimizer = make([x])
-    scale = [1.0]
-
-    def closure() -> Tensor:
-        loss = (x * x).sum()
-        loss.backward()
-        x.grad.mul_(scale[0])
-        return loss
-
-    optimizer.step(closure)
-    before = x.detach().clone()
-    # Finite gradients of 3e38 at the two points, of opposite sign, whose difference is not.
-    scale[0] = 1.0
-
-    def opposite() -> Tensor:
-        loss = closure()
-        x.grad = torch.full_like(x, -3e38 if scale[0] > 0 else 3e38)
-        scale[0] *= -1
-        return loss
-
-    with pytest.raises(ValueError, match=r"overflow|too large"):
-        optimizer.step(opposite)
-    assert torch.equal(before, x)
-    scale[0] = 1.0
-    optimizer.step(closure)
-    assert torch.isfinite(x).all()
-
-
-def test_complex_parameters_are_refused(make: Make) -> None:
-    with pytest.raises(TypeError, match="complex64"):
-        make([nn.Parameter(torch.ones(2, dtype=torch.complex64))])
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "error"),
-    [
-        ("lr", -1.0, ValueError),
-        ("lr", float("nan"), ValueError),
-        ("lr", "fast", TypeError),
-        ("weight_decay", -0.1, ValueError),
-        ("weight_decay", float("inf"), ValueError),
-        ("momentum_floor", 1.5, ValueError),
-        ("momentum_floor", -0.5, ValueError),
-    ],
-)
-def test_options_out_of_range_are_refused(make: Make, option: str, value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=option):
-        make(network().parameters(), **{option: value})
-
-
-@pytest.mark.parametrize(
-    ("cls", "options"),
-    [
-        (STORM, {"k": 0.0}),
-        (STORM, {"w": -1.0}),
-        (STORM, {"c": -1.0}),
-        (MetaSTORM, {"p": 0.1}),
-        (MetaSTORM, {"p": 0.6}),
-        (MetaSTORM, {"a_0": 0.0}),
-        (MetaSTORM, {"b_0": -1.0}),
-        (MetaSTORM, {"variant": "fast"}),
-    ],
-)
-def test_constants_out_of_range_are_refused(cls: type[RecursiveOptimizer], options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        cls(network().parameters(), **options)
-
-
-def test_an_option_of_the_whole_optimizer_cannot_differ_between_groups(make: Make) -> None:
-    optimizer = make([nn.Parameter(torch.ones(2))])
-    with pytest.raises(ValueError, match="momentum_floor"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "momentum_floor": 0.5})
-    with pytest.raises(ValueError, match="lr"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": -1.0})
-    with pytest.raises(TypeError, match="list"):
-        optimizer.add_param_group([nn.Parameter(torch.ones(2))])  # type: ignore[arg-type]
-    assert len(optimizer.param_groups) == 1
-
-
-@pytest.mark.parametrize("other", [torch.optim.Adam, torch.optim.SGD, STORMPlus, STORM, MetaSTORM])
-def test_a_state_dict_of_another_optimizer_is_refused(make: Make, other: Any) -> None:
-    optimizer = make(network().parameters())
-    if isinstance(optimizer, other):
-        pytest.skip("the same optimizer")
-    before = frozen(optimizer)
-    with pytest.raises(ValueError, match="state_dict was saved by"):
-        optimizer.load_state_dict(other(network().parameters()).state_dict())
-    assert same_state(before, optimizer.state_dict())
-
-
-def test_a_state_dict_of_other_shapes_is_refused(make: Make) -> None:
-    wide = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 1))
-    source = make(wide.parameters())
-    train(wide, source, range(2))
-    optimizer = make(network().parameters())
-    with pytest.raises(ValueError, match="shape"):
-        optimizer.load_state_dict(source.state_dict())
-    assert not optimizer.state_dict()["state"]
