@@ -1,11 +1,13 @@
 """META-STORM and its variants (Liu, Nguyen, Nguyen, Ene, Nguyen, 2022)."""
 
+from typing import Unpack
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from storm_rl.optim.checks import nonnegative
 from storm_rl.optim.recursion import Number, meta_storm_momentum, meta_storm_step_size
-from storm_rl.optim.recursive_optimizer import RecursiveOptimizer
+from storm_rl.optim.recursive_optimizer import RecursiveOptimizer, SharedOptions
 
 VARIANTS = ("difference", "gradient", "none")
 
@@ -41,12 +43,7 @@ class MetaSTORM(RecursiveOptimizer):
             the power 1/4; 1/3 with ``"gradient"`` is nearest to STORM+.
         a_0: Scale of the noise sum; the larger, the longer :math:`a` stays near 1.
         b_0: Holds the first steps back; the larger, the smaller they are.
-        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`, see :class:`STORMPlus`.
-        weight_decay: Decoupled decay, see :class:`STORMPlus`.
-        per_coordinate: Sums for each coordinate, a heuristic of the paper's experiments.
-        maximize: Ascend.
-        foreach: See :class:`STORMPlus`.
-        replay: See :class:`STORMPlus`.
+        **options: See :class:`STORMPlus`.
 
     Raises:
         ValueError: If an option is negative, NaN or out of its range, or the variant is unknown.
@@ -74,12 +71,7 @@ class MetaSTORM(RecursiveOptimizer):
         p: float = 0.5,
         a_0: float = 1.0,
         b_0: float = 1.0,
-        momentum_floor: float = 0.0,
-        weight_decay: float = 0.0,
-        per_coordinate: bool = False,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        replay: bool = True,
+        **options: Unpack[SharedOptions],
     ) -> None:
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
@@ -92,12 +84,7 @@ class MetaSTORM(RecursiveOptimizer):
             params,
             {"variant": variant, "p": float(p), "a_0": float(a_0), "b_0": float(b_0)},
             lr=lr,
-            momentum_floor=momentum_floor,
-            weight_decay=weight_decay,
-            per_coordinate=per_coordinate,
-            maximize=maximize,
-            foreach=foreach,
-            replay=replay,
+            **options,
         )
 
     def _looks_back(self) -> bool:

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ SUMS = {"noise_sum": "gradients, or of their differences between samples", "dire
 """Sums over all steps, of squares: floats in the parameter groups, or tensors in the state (per-coordinate form)."""
 
 
+class SharedOptions(TypedDict, total=False):
+    """Options of all three optimisers beside ``lr``; :class:`~storm_rl.optim.STORMPlus` documents them."""
+
+    momentum_floor: float
+    weight_decay: float
+    per_coordinate: bool
+    maximize: bool
+    foreach: bool | None
+    replay: bool
+
+
 class RecursiveOptimizer(Optimizer, ABC):
     """Base of STORM+, STORM and META-STORM, which differ in ``a_t`` and ``eta_t`` alone.
 
@@ -36,15 +47,15 @@ class RecursiveOptimizer(Optimizer, ABC):
     def __init__(
         self,
         params: ParamsT,
-        options: dict[str, Any],
+        own_options: dict[str, Any],
         *,
-        lr: float | Tensor,
-        momentum_floor: float,
-        weight_decay: float,
-        per_coordinate: bool,
-        maximize: bool,
-        foreach: bool | None,
-        replay: bool,
+        lr: float | Tensor = 1.0,
+        momentum_floor: float = 0.0,
+        weight_decay: float = 0.0,
+        per_coordinate: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        replay: bool = True,
     ) -> None:
         if not 0.0 <= momentum_floor <= 1.0:
             raise ValueError(f"momentum_floor must be from 0 to 1, got {momentum_floor!r}")
@@ -56,7 +67,7 @@ class RecursiveOptimizer(Optimizer, ABC):
             "per_coordinate": bool(per_coordinate),
             "foreach": foreach,
             "replay": bool(replay),
-            **options,
+            **own_options,
             "noise_sum": 0.0,
             "direction_sum": 0.0,
             # Tells the state_dict of one algorithm from another's.
@@ -93,19 +104,18 @@ class RecursiveOptimizer(Optimizer, ABC):
         """Evaluate the closure at the current and the previous parameters, and move.
 
         Args:
-            closure: Computes the loss of *one sample*, calls ``backward()`` and returns the loss. Gradients
-                are cleared before each call. It must use the same sample each time it is called within a
-                step: draw the batch outside. It is called once in the first step and twice from then on.
+            closure: Computes the loss of *one sample*, calls ``backward()`` and returns the loss. It must use the same
+                sample each time it is called within a step, twice from the second step on: draw the batch outside.
+                Gradients are cleared before each call.
 
         Returns:
             The loss at the current parameters, detached. ``p.grad`` holds the gradients there.
 
         Raises:
-            TypeError: If the closure is missing or not callable, or returns no number, or a gradient is
-                sparse or complex.
-            ValueError: If the loss or a gradient is NaN or infinite, the loss is not one number, or no
-                parameter has a gradient. Parameters and state are as they were before the step. Also if a sum
-                of squares overflows: parameters and sums are as they were, and the direction starts anew.
+            TypeError: If the closure is missing or returns no number, or a gradient is sparse or complex.
+            ValueError: If the loss or a gradient is NaN or infinite, the loss is not one number, or no parameter has a
+                gradient: parameters and state are as before. Also if a sum of squares overflows: parameters and sums
+                are as before, and the direction starts anew.
         """
         if not callable(closure):
             raise TypeError(

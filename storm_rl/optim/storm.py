@@ -1,11 +1,13 @@
 """STORM (Cutkosky, Orabona, NeurIPS 2019)."""
 
+from typing import Unpack
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from storm_rl.optim.checks import nonnegative
 from storm_rl.optim.recursion import Number, storm_momentum, storm_step_size
-from storm_rl.optim.recursive_optimizer import RecursiveOptimizer
+from storm_rl.optim.recursive_optimizer import RecursiveOptimizer, SharedOptions
 
 
 class STORM(RecursiveOptimizer):
@@ -30,12 +32,7 @@ class STORM(RecursiveOptimizer):
             of the squared smoothness. ``k`` and ``w`` of 0.1 with ``c`` searched over powers of ten is what
             the paper's experiments did; 100 is the value in the authors' code.
         lr: Multiplies :math:`\eta_t` in the update, not in :math:`a_{t+1}`.
-        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`, see :class:`STORMPlus`.
-        weight_decay: Decoupled decay, see :class:`STORMPlus`.
-        per_coordinate: Sums for each coordinate; a heuristic, see :class:`STORMPlus`.
-        maximize: Ascend.
-        foreach: See :class:`STORMPlus`.
-        replay: See :class:`STORMPlus`.
+        **options: See :class:`STORMPlus`.
 
     Raises:
         ValueError: If an option is negative, NaN or out of its range, or ``k`` or ``w`` is 0.
@@ -62,12 +59,7 @@ class STORM(RecursiveOptimizer):
         c: float = 100.0,
         *,
         lr: float | Tensor = 1.0,
-        momentum_floor: float = 0.0,
-        weight_decay: float = 0.0,
-        per_coordinate: bool = False,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        replay: bool = True,
+        **options: Unpack[SharedOptions],
     ) -> None:
         nonnegative("k", k, positive=True)
         nonnegative("w", w, positive=True)
@@ -76,12 +68,7 @@ class STORM(RecursiveOptimizer):
             params,
             {"k": float(k), "w": float(w), "c": float(c)},
             lr=lr,
-            momentum_floor=momentum_floor,
-            weight_decay=weight_decay,
-            per_coordinate=per_coordinate,
-            maximize=maximize,
-            foreach=foreach,
-            replay=replay,
+            **options,
         )
 
     def _momentum(self, noise_sum: Number) -> Number:
