@@ -84,11 +84,7 @@ def trajectory_weights(
     max_weight: float | None = None,
     self_normalise: bool = False,
 ) -> Tensor:
-    r""":math:`w = \prod_{h < T} \pi(a_h | s_h) / \mu(a_h | s_h)`, one weight an episode, shape
-    ``(n_episodes,)``.
-
-    Args and errors are those of `per_decision_weights`.
-    """
+    r""":math:`w = \prod_{h < T} \pi(a_h | s_h) / \mu(a_h | s_h)`, one weight an episode; see `per_decision_weights`."""
     check_padded("log-probabilities", target_log_prob)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).sum(dim=1)
     return _exponentiate(log_weights, max_weight, self_normalise)
@@ -148,11 +144,7 @@ def effective_sample_size(weights: Tensor, mask: Tensor | None = None) -> Tensor
     r""":math:`(\sum_i w_i)^2 / \sum_i w_i^2` over all weights, a scalar (Kish, 1965).
 
     It is the number of equally weighted samples that would be as informative: n for equal weights, 1 when one
-    weight has everything. All weights zero means that no sample counts, and gives 0.
-
-    Args:
-        weights: Non-negative weights, any shape.
-        mask: Boolean, the same shape; weights where it is false are not counted.
+    weight has everything, 0 when all are 0. Where the boolean ``mask`` is false weights are not counted.
 
     Raises:
         ValueError: If shapes differ, the mask leaves nothing, or a weight is negative or not finite.

@@ -52,15 +52,12 @@ def add_run_state(archive: io.BytesIO, algorithm: str, version: str, run_state: 
 
 
 def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]) -> tuple[bytes, dict[str, Any]]:
-    """A model's archive and its run state; nothing is unpickled but tensors and plain Python.
+    """A model's whole archive, and what `add_run_state` added; nothing is unpickled but tensors and plain Python.
 
     Args:
         path: Of the file, with or without ``.zip``, or an open binary file.
         algorithms: Names of the classes whose models are accepted, the wanted one first.
         parameters: Names of the state dicts that the wanted algorithm needs.
-
-    Returns:
-        The whole file, and what `add_run_state` added; empty for a file without.
 
     Raises:
         FileNotFoundError: There is no such file.

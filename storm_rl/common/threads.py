@@ -16,14 +16,10 @@ def one_thread(blas: bool) -> Iterator[None]:
     """Inside the block torch has one thread, and with ``blas`` numpy's BLAS as well.
 
     No limit is ever raised, and when the block ends, in whatever way, the threads are as before. Blocks may be nested.
-    Of blocks in several threads of a program, the first to begin gives BLAS its threads back when it ends; the others
-    are then as right and slower.
+    Of blocks in several threads of a program, the first to begin gives BLAS its threads back when it ends.
 
     Torch's idle threads wait actively. Beside BLAS's own, two small pools on two cores were measured to be 18 times as
     slow as one thread.
-
-    Args:
-        blas: Whether BLAS too has one.
     """
     # Of the calling thread, unlike BLAS's.
     torch_threads = torch.get_num_threads()

@@ -1,7 +1,9 @@
 """The family: variance-reduced policy gradients over whole trajectories, told apart by their recursions.
 
 Arguments, errors and conventions that all of them share are those of
-:class:`~storm_rl.episodic.episodic_algorithm.EpisodicAlgorithm`: batches of episodes, time limits, the discount.
+:class:`~storm_rl.episodic.episodic_algorithm.EpisodicAlgorithm`: batches (``batch_size`` is N episodes, large,
+``mini_batch_size`` B, small), time limits, the discount. All depart from the theory by Adam in place of a constant
+step, as in the papers' experiments, and by the last iterate in place of a random one.
 """
 
 from typing import Any, Literal, TypedDict, Unpack
@@ -60,8 +62,7 @@ class GPOMDP(EpisodicAlgorithm):
 
     with a baseline; REINFORCE sums all rewards of the episode in place of those to come.
 
-    Departures from the papers: Adam in place of a constant step; a leave-one-out baseline by default, where theirs is
-    none or a constant.
+    The baseline is leave-one-out by default, where the papers' is none or a constant.
 
     Args:
         batch_size: Episodes of a batch.
@@ -110,8 +111,6 @@ class SVRPG(EpisodicAlgorithm):
     from the theory are the paper's own: Adam, an adaptive number of sub-iterations, the last iterate.
 
     Args:
-        batch_size: N, episodes of a large batch.
-        mini_batch_size: B, episodes of a small batch.
         max_sub_iterations: Largest number of small batches on one snapshot (cart-pole of the paper: 50, others 20).
         **kwargs: See `EpisodicAlgorithm`.
     """
@@ -157,12 +156,7 @@ class SRVRPG(EpisodicAlgorithm):
 
     .. math:: v_0 = g(\theta_0; N), \quad v_t = v_{t-1} + g(\theta_t; B) - g_w(\theta_{t-1}; B)
 
-    Departures from the theory: Adam in place of a constant step (as in the paper's experiments), and the last iterate
-    in place of a random one.
-
     Args:
-        batch_size: N, episodes of a large batch.
-        mini_batch_size: B, episodes of a small batch.
         epoch_length: Updates between two large batches, the first included.
         **kwargs: See `EpisodicAlgorithm`.
     """
@@ -190,11 +184,7 @@ class STORMPG(EpisodicAlgorithm):
 
     .. math:: u_t = g(\theta_t; B) + (1 - a) (u_{t-1} - g_w(\theta_{t-1}; B)), \quad u_0 = g(\theta_0; N)
 
-    Departures from the theory: Adam in place of a constant step, the last iterate in place of a random one.
-
     Args:
-        batch_size: N, episodes of a large batch.
-        mini_batch_size: B, episodes of a small batch.
         momentum: ``a`` in [0, 1]; 1 is GPOMDP with small batches, 0 never forgets an error.
         **kwargs: See `EpisodicAlgorithm`.
     """
@@ -224,11 +214,7 @@ class PAGEPG(EpisodicAlgorithm):
         v_t = g(\theta_t; N) \text{ with probability } p, \quad
         v_t = v_{t-1} + g(\theta_t; B) - g_w(\theta_{t-1}; B) \text{ otherwise}
 
-    Departures from the theory: Adam in place of a constant step, the last iterate in place of a random one.
-
     Args:
-        batch_size: N, episodes of a large batch.
-        mini_batch_size: B, episodes of a small batch.
         probability: p in (0, 1], of a large batch.
         **kwargs: See `EpisodicAlgorithm`.
     """
@@ -264,11 +250,7 @@ class DEFPG(EpisodicAlgorithm):
     horizon and the step: they cannot overflow. ``b = 0`` is PAGE-PG. The authors' code weights trajectories
     (``weights="trajectory"``); the default here is the per-decision form, which has less variance.
 
-    Departures from the theory: Adam in place of a constant step, the last iterate in place of a random one.
-
     Args:
-        batch_size: N, episodes of a large batch.
-        mini_batch_size: B, episodes of a small batch.
         probability: p in (0, 1], of a large batch.
         defensive: b in [0, 1), the previous policy's share of a small batch.
         **kwargs: See `EpisodicAlgorithm`.

@@ -352,14 +352,8 @@ def traced_advantages(
 
     All tensors are on the CPU, carry no graph and have the same shape, ``(n_steps, n_envs)``, time first.
 
-    Args:
-        rewards: ``r_h``.
-        values: ``V(s_h)``.
-        next_values: ``V(s_{h+1})``: 0 where an episode terminated, that of its last observation where truncated.
-        dones: Whether an episode ended with step ``h``, boolean.
-        ratios: :math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`.
-        gamma: Discount factor.
-        gae_lambda: Trace parameter.
+    ``next_values`` are :math:`V(s_{h+1})`: 0 where an episode terminated, of its last observation where it was
+    truncated. ``ratios`` are :math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`.
 
     Raises:
         ValueError: Shapes differ.
@@ -382,10 +376,6 @@ class DiscountedReturnStatistics:
 
     :math:`R_h = \gamma R_{h-1} + r_h`, restarted at 0 with each episode; the scale is the standard deviation of
     all :math:`R_h` seen so far. Dividing rewards by it is what SB3's ``VecNormalize`` and OpenAI baselines do.
-
-    Args:
-        gamma: Discount factor.
-        n_envs: Number of environments that are stepped together.
     """
 
     def __init__(self, gamma: float, n_envs: int) -> None:
