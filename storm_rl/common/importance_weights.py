@@ -29,10 +29,7 @@ from torch import Tensor
 
 
 def per_step_weights(
-    target_log_prob: Tensor,
-    behaviour_log_prob: Tensor,
-    max_weight: float | None = None,
-    mask: Tensor | None = None,
+    target_log_prob: Tensor, behaviour_log_prob: Tensor, max_weight: float | None = None, mask: Tensor | None = None
 ) -> Tensor:
     r""":math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`, one ratio a step; any shape.
 

@@ -10,12 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    NatureCNN,
-)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
@@ -272,11 +267,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The parameters of the action distribution, in a fixed order."""
-        modules: list[nn.Module] = [
-            self.pi_features_extractor,
-            self.mlp_extractor.policy_net,
-            self.action_net,
-        ]
+        modules: list[nn.Module] = [self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net]
         parameters = list(_unique_parameters(modules))
         log_std = getattr(self, "log_std", None)
         if isinstance(log_std, nn.Parameter):

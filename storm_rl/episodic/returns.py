@@ -69,11 +69,7 @@ def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 
 def reinforce_advantages(
-    rewards: Tensor,
-    mask: Tensor,
-    gamma: float,
-    baseline: Baseline = "none",
-    weights: Tensor | None = None,
+    rewards: Tensor, mask: Tensor, gamma: float, baseline: Baseline = "none", weights: Tensor | None = None
 ) -> Tensor:
     r"""REINFORCE (Williams, 1992): every step of an episode gets ``w (R - b)``, ``R`` its discounted return.
 

@@ -81,10 +81,7 @@ class MetaSTORM(RecursiveOptimizer):
         nonnegative("a_0", a_0, positive=True)
         nonnegative("b_0", b_0, positive=True)
         super().__init__(
-            params,
-            {"variant": variant, "p": float(p), "a_0": float(a_0), "b_0": float(b_0)},
-            lr=lr,
-            **options,
+            params, {"variant": variant, "p": float(p), "a_0": float(a_0), "b_0": float(b_0)}, lr=lr, **options
         )
 
     def _looks_back(self) -> bool:

@@ -64,12 +64,7 @@ class STORM(RecursiveOptimizer):
         nonnegative("k", k, positive=True)
         nonnegative("w", w, positive=True)
         nonnegative("c", c)
-        super().__init__(
-            params,
-            {"k": float(k), "w": float(w), "c": float(c)},
-            lr=lr,
-            **options,
-        )
+        super().__init__(params, {"k": float(k), "w": float(w), "c": float(c)}, lr=lr, **options)
 
     def _momentum(self, noise_sum: Number) -> Number:
         options = self.param_groups[0]

@@ -5,12 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from storm_rl.optim.recursion import (
-    recursive_direction,
-    squared_norm,
-    storm_plus_momentum,
-    storm_plus_step_size,
-)
+from storm_rl.optim.recursion import recursive_direction, squared_norm, storm_plus_momentum, storm_plus_step_size
 
 Momentum = Literal["measured", "storm+"] | float
 

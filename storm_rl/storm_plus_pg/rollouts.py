@@ -331,13 +331,7 @@ class RolloutWindow:
 
 
 def traced_advantages(
-    rewards: Tensor,
-    values: Tensor,
-    next_values: Tensor,
-    dones: Tensor,
-    ratios: Tensor,
-    gamma: float,
-    gae_lambda: float,
+    rewards: Tensor, values: Tensor, next_values: Tensor, dones: Tensor, ratios: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
     r"""Advantages and value targets of consecutive steps: GAE with truncated importance ratios in its trace.
 
