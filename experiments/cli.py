@@ -18,7 +18,6 @@ from experiments.studies.ablations import ablations
 from experiments.studies.agent_check import agent_check
 from experiments.studies.benchmark import grid, run_benchmark
 from experiments.studies.confirm_family import confirm_family
-from experiments.studies.fisher_solvers import fisher_solvers
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
 from experiments.studies.throughput import throughput
@@ -128,7 +127,6 @@ for study in (
     ablations,
     optimisers,
     gradient_error,
-    fisher_solvers,
     throughput,
     tune_family,
     confirm_family,
