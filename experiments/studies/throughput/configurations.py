@@ -1,7 +1,7 @@
 """What is measured: the algorithms at numbers of environments, network widths and batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -21,7 +21,10 @@ BATCHES = (512, 2048, 8192)
 
 @dataclass(frozen=True)
 class Configuration:
-    """What identifies a measurement; ``own_*`` say whether it is the algorithm's own setting on the task."""
+    """What identifies a measurement; ``own_*`` say whether it is the algorithm's own setting on the task.
+
+    ``threads`` is ``"1"``, on one core, or ``"default"``: as many as the libraries choose.
+    """
 
     task: str
     algorithm: str
@@ -30,8 +33,13 @@ class Configuration:
     n_steps: int
     width: int
     device: str = "cpu"
+    threads: str = "1"
     own_n_envs: bool = field(default=False, compare=False)
     own_n_steps: bool = field(default=True, compare=False)
+
+    def key(self) -> tuple[Any, ...]:
+        """The values of the columns `KEY`."""
+        return tuple(getattr(self, name) for name in KEY)
 
     def build(self) -> OnPolicyAlgorithm:
         """The model with its environments, ready for ``learn``."""
@@ -44,8 +52,11 @@ class Configuration:
         return build(self.task, self.algorithm, self.environments, **arguments)
 
 
+KEY = tuple(entry.name for entry in fields(Configuration) if entry.compare)
+
+
 def build(task: str, algorithm: str, environments: str = "gymnasium", **arguments: Any) -> OnPolicyAlgorithm:
-    """The contestant on one kind of environments; ``arguments`` replace its settings.
+    """The agent on one kind of environments; ``arguments`` replace its settings.
 
     Raises:
         ValueError: Not an on-policy algorithm of SB3's kind, whose time has no such split.
@@ -76,6 +87,7 @@ def configurations(
     widths: Sequence[int],
     batches: Sequence[int],
     device: str,
+    threads: str = "1",
 ) -> list[Configuration]:
     """Numbers of environments at the first width; widths, then batches, at each algorithm's own number.
 
@@ -97,4 +109,4 @@ def configurations(
                     for steps in (-(-batch // count) for batch in batches)
                     if steps != n_steps
                 ]
-    return [replace(c, device=str(device)) for c in dict.fromkeys(found)]
+    return [replace(c, device=str(device), threads=str(threads)) for c in dict.fromkeys(found)]

@@ -27,9 +27,15 @@ GRADIENTS = 20
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """One torch thread and, where the system allows it, one core for this process inside the block."""
-    threads = torch.get_num_threads()
+def limited_to(threads: str) -> Iterator[None]:
+    """With ``"1"`` one torch thread and, where the system allows it, one core for this process inside the block.
+
+    With ``"default"`` as many threads and cores as the process has outside it.
+    """
+    if threads == "default":
+        yield
+        return
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if allowed:
@@ -38,7 +44,7 @@ def one_core() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         if allowed:
             os.sched_setaffinity(0, allowed)
 
@@ -189,7 +195,8 @@ def memory(configuration: Configuration) -> dict[str, float]:
 
 
 def _memory_in_this_process(configuration: Configuration) -> dict[str, float]:
-    torch.set_num_threads(1)
+    if configuration.threads != "default":
+        torch.set_num_threads(int(configuration.threads))
     # What the libraries take, once loaded and warm, is not the configuration's.
     small = replace(configuration, n_envs=1, n_steps=64, width=64).build()
     small.learn(64)
@@ -217,10 +224,11 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
-def machine(device: str) -> str:
-    """What the figures were measured on, in words; on the CPU with the kernels of numpy's matrix products."""
-    if device == "cuda":
+def machine(configuration: Configuration) -> str:
+    """What a row was measured on, in words; on the CPU with the kernels of numpy's matrix products."""
+    if configuration.device == "cuda":
         return torch.cuda.get_device_name()
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     kernels = [f"{library['internal_api']} for {library.get('architecture', 'any')}" for library in libraries]
-    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", "one used", *dict.fromkeys(kernels)])
+    used = "one used" if configuration.threads == "1" else "all used"
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", used, *dict.fromkeys(kernels)])

@@ -12,12 +12,12 @@ from experiments.plots import new_figure, save
 from experiments.report.figures import style
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS, REFERENCE, label
-from experiments.studies.throughput.configurations import ENVIRONMENTS, WIDTHS
+from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, WIDTHS
 
-KEYS = ["device", "task", "algorithm", "environments", "n_envs", "n_steps", "width", "own_n_envs", "own_n_steps"]
 PARTS = {"environment_us": "environment", "policy_us": "policy", "update_us": "update", "other_us": "other"}
 EXPLANATION = (
-    "Env steps per second of `learn()`, medians over repeats of rows measured in turns; one core, one torch thread. "
+    "Env steps per second of `learn()`, medians over repeats of rows measured in turns. *Threads*: 1, on one core, or "
+    "default, as many as the libraries choose. "
     "Microseconds per env step: *environment* with its wrappers; *policy*, the rest of the collection; *update*; "
     "*other*, mostly logging. *Share of raw*: of the rate at which the same environments step under random actions. "
     "Memory: the peak of a fresh process, and in brackets how far it is above that of a small configuration. In bold: "
@@ -27,11 +27,15 @@ EXPLANATION = (
 
 def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
     """Write ``throughput.md``, ``throughput.png`` and ``cost.png`` into ``output``."""
-    rows = rows.assign(share_of_raw=rows["steps_per_second"] / rows["raw_steps_per_second"])
+    # A file that holds no other value than 1 is read as numbers.
+    rows = rows.assign(
+        share_of_raw=rows["steps_per_second"] / rows["raw_steps_per_second"], threads=rows["threads"].astype(str)
+    )
     # Own settings are no part of what identifies a row, but always the same for it.
-    medians = rows.drop(columns=["run", "git", "length", "machine"]).groupby(KEYS, sort=False).median().reset_index()
-    # How cost grows is shown for the task that was measured first; more of them are for the ratios.
-    first = medians[medians["task"] == medians["task"].iloc[0]]
+    by = [*KEY, "own_n_envs", "own_n_steps"]
+    medians = rows.drop(columns=["run", "git", "length", "machine"]).groupby(by, sort=False).median().reset_index()
+    # How cost grows is shown for the task that was measured first and one number of threads.
+    first = medians[(medians["task"] == medians["task"].iloc[0]) & (medians["threads"] == medians["threads"].iloc[0])]
     sections = [
         "# Throughput",
         EXPLANATION,
@@ -68,7 +72,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
     Variants of STORM+PG count on their own number of batched environments.
     """
-    pair, speed = ["run", "device", "task", "repeat"], "steps_per_second"
+    pair, speed = ["run", "device", "threads", "task", "repeat"], "steps_per_second"
     plain = rows[(rows["width"] == WIDTHS[0]) & rows["own_n_steps"] & rows[speed].notna()]
     on = {environments: plain[plain["environments"] == environments] for environments in ENVIRONMENTS}
     ppo = on["gymnasium"][(on["gymnasium"]["algorithm"] == REFERENCE) & on["gymnasium"]["own_n_envs"]]
@@ -80,7 +84,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for rows_of_ours in (*chosen, on["batched"][variants]):
         both = rows_of_ours.merge(ppo, on=pair, suffixes=("", "_ppo"))
-        for (name, device, task), group in both.groupby(["algorithm", "device", "task"], sort=False):
+        for (name, device, threads, task), group in both.groupby(["algorithm", *pair[1:4]], sort=False):
             each = group[speed] / group[f"{speed}_ppo"]
             table.append(
                 {
@@ -89,6 +93,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
                     "over PPO on": f"{group['n_envs_ppo'].iloc[0]} gymnasium",
                     "task": task,
                     "device": device,
+                    "threads": threads,
                     "ratio [lowest, highest]": f"{each.median():.2f} [{each.min():.2f}, {each.max():.2f}]",
                 }
             )
@@ -139,7 +144,7 @@ def _configurations(medians: pd.DataFrame) -> pd.DataFrame:
     table["environments"] = [f"**{n} {kind}**" if own else f"{n} {kind}" for n, kind, own in sizes]
     table["batch"] = [f"{a * b:,}" for a, b in zip(medians["n_envs"], medians["n_steps"], strict=True)]
     table["width"] = medians["width"]
-    table["device"] = medians["device"]
+    table[["device", "threads"]] = medians[["device", "threads"]]
     table["steps / s"] = [_number(value, 0) for value in medians["steps_per_second"]]
     for column, name in PARTS.items():
         table[f"{name} (µs)"] = [_number(value, 1) for value in medians[column]]
@@ -153,14 +158,14 @@ def _configurations(medians: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gradients(medians: pd.DataFrame) -> pd.DataFrame:
-    table = medians[["n_envs", "width", "device"]].astype(str)
+    table = medians[["n_envs", "width", "device", "threads"]].astype(str)
     table.insert(0, "transitions", [f"{n:,.0f}" for n in medians["transitions"]])
     table["one (ms)"] = [_number(value, 2) for value in medians["gradient_ms"]]
     table["two (ms)"] = [_number(value, 2) for value in medians["two_point_gradient_ms"]]
     table["one by autograd (ms)"] = [_number(value, 2) for value in medians["autograd_gradient_ms"]]
     table["two over one"] = [_number(value, 2) for value in medians["gradient_ratio"]]
     table["two over one by autograd"] = [_number(value, 2) for value in medians["gradient_ratio_autograd"]]
-    return table.drop_duplicates(["transitions", "n_envs", "width", "device"])
+    return table.drop_duplicates(["transitions", "n_envs", "width", "device", "threads"])
 
 
 def _number(value: float, digits: int) -> str:
