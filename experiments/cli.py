@@ -16,7 +16,7 @@ from experiments.report.command import report
 from experiments.storage import load_runs, pack
 from experiments.studies.ablations import ablations
 from experiments.studies.agent_check import agent_check
-from experiments.studies.benchmark import grid, run_benchmark
+from experiments.studies.benchmark import run_benchmark, run_specs
 from experiments.studies.confirm_family import confirm_family
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
@@ -69,7 +69,7 @@ def main() -> None:
 def quickstart(output: Output = Path("runs/quickstart"), seeds: Seeds = 3, workers: Workers = 2) -> None:
     """Train STORM+PG, tuned PPO and tuned SVRPG on CartPole-v1, compare them, and say where everything is."""
     agents = ["storm_plus_pg", "ppo_zoo", "svrpg"]
-    _exit(run_benchmark(grid(agents, ["CartPole-v1"], range(seeds)), output, workers))
+    _exit(run_benchmark(run_specs(agents, ["CartPole-v1"], range(seeds)), output, workers))
 
 
 @app.command()
@@ -99,7 +99,7 @@ def benchmark(
     if everyone and agents:
         raise ValueError("--all is every agent: leave out --agent")
     names = list(CONTESTANTS) if everyone else agents or ["storm_plus_pg", "ppo_zoo"]
-    specs = grid(names, tasks or list(TASKS), chosen_seeds, batched)
+    specs = run_specs(names, tasks or list(TASKS), chosen_seeds, batched)
     _exit(run_benchmark(specs, output, workers, budget, _engine(engine, scheduler), rerun_broken))
 
 

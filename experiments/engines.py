@@ -1,7 +1,7 @@
 """Where runs are carried out: processes of this machine, or the workers of a Dask scheduler.
 
 Both give a `concurrent.futures` interface. Local processes write into the study's folder themselves, at once; Dask's
-workers may have another disk, so they return their files and the machine that started the grid writes them.
+workers may have another disk, so they return their files and the machine that started them writes them.
 """
 
 import errno
@@ -18,7 +18,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import RunSpec, execute
+from experiments.runs import OnProgress, RunSpec, execute
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONNECT_SECONDS = 10
@@ -41,12 +41,12 @@ class Engine(NamedTuple):
 
     Attributes:
         submit: Called with the run's number, the run, the study's folder and the budget (None: the task's own).
-        reports: Progress: the run's number and its env steps so far.
+        progress: The run's number and its env steps so far.
         note: What whoever waits should know; empty as a rule.
     """
 
     submit: "Callable[[int, RunSpec, Path, int | None], Future[Outcome]]"
-    reports: "Queue[tuple[int, int]] | queue.Queue[tuple[int, int]]"
+    progress: "Queue[tuple[int, int]] | queue.Queue[tuple[int, int]]"
     note: str = ""
 
 
@@ -59,10 +59,10 @@ def local_processes(workers: int) -> Iterator[Engine]:
     # Inherited by the workers: one thread each, from the first import on.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     context = multiprocessing.get_context("spawn")
-    reports: Queue[tuple[int, int]] = context.Queue()
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(reports,))
+    progress: Queue[tuple[int, int]] = context.Queue()
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(progress,))
     try:
-        yield Engine(lambda *run: executor.submit(_run_here, *run), reports)
+        yield Engine(lambda *run: executor.submit(_run_here, *run), progress)
     except BaseException:
         for process in (executor._processes or {}).values():
             process.terminate()
@@ -72,13 +72,13 @@ def local_processes(workers: int) -> Iterator[Engine]:
 
 
 # In a worker: where its runs report their progress. A queue can only be inherited, not sent with a run.
-_reports: "Queue[tuple[int, int]] | None" = None
+_progress: "Queue[tuple[int, int]] | None" = None
 
 
-def _start_worker(reports: "Queue[tuple[int, int]]") -> None:
+def _start_worker(progress: "Queue[tuple[int, int]]") -> None:
     """Set up a worker: keep the queue, and end with the process that started it, even if that is killed."""
-    global _reports
-    _reports = reports
+    global _progress
+    _progress = progress
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -90,17 +90,17 @@ def _start_worker(reports: "Queue[tuple[int, int]]") -> None:
 
 
 def _run_here(index: int, spec: RunSpec, folder: Path, budget: int | None) -> Outcome:
-    def report(steps: int) -> None:
-        if _reports is not None:
-            _reports.put((index, steps))
+    def on_progress(steps: int) -> None:
+        if _progress is not None:
+            _progress.put((index, steps))
 
-    return _attempt(spec, folder, report, budget)
+    return _attempt(spec, folder, on_progress, budget)
 
 
-def _attempt(spec: RunSpec, folder: Path, report: Callable[[int], None], budget: int | None) -> Outcome:
-    report(0)
+def _attempt(spec: RunSpec, folder: Path, on_progress: OnProgress, budget: int | None) -> Outcome:
+    on_progress(0)
     try:
-        execute(spec, folder, report, budget)
+        execute(spec, folder, on_progress, budget)
     except Exception as error:
         if is_full_disk(error):
             raise
@@ -136,17 +136,17 @@ def dask_workers(scheduler: str) -> Iterator[Engine]:
         client = connect(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
-    reports: queue.Queue[tuple[int, int]] = queue.Queue()
+    progress: queue.Queue[tuple[int, int]] = queue.Queue()
     topic = f"storm-rl-{uuid.uuid4()}"
     try:
-        client.subscribe_topic(topic, lambda event: reports.put(tuple(event[1])))
-        # Not pure: a run that failed must run again, and the scheduler keeps no results for the next grid.
+        client.subscribe_topic(topic, lambda event: progress.put(tuple(event[1])))
+        # Not pure: a run that failed must run again, and the scheduler keeps no results for the next time.
         executor = client.get_executor(pure=False)
         note = (
             "" if client.scheduler_info()["workers"] else f"{scheduler} has no workers yet; runs start when they come."
         )
         yield Engine(
-            lambda index, spec, _, budget: executor.submit(_run_elsewhere, topic, index, spec, budget), reports, note
+            lambda index, spec, _, budget: executor.submit(_run_elsewhere, topic, index, spec, budget), progress, note
         )
     finally:
         # Cancels what is still queued. A run that a worker is in the middle of ends there and is dropped.

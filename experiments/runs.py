@@ -1,4 +1,4 @@
-"""One run of the benchmark: train a contestant on a task with a seed, evaluate it, write its record and its model."""
+"""One run of the benchmark: train an agent on a task with a seed, evaluate it, write its record and its model."""
 
 import gzip
 import importlib.metadata
@@ -40,7 +40,7 @@ RECORD_FIELDS = (
     *("learn_seconds", "evaluation_seconds", "settings", "versions"),
 )
 
-ProgressReport = Callable[[int], None]
+OnProgress = Callable[[int], None]
 MakeEnv = Callable[..., VecEnv]
 
 
@@ -49,7 +49,7 @@ class RunSpec:
     """What identifies a run.
 
     Attributes:
-        agent: Contestant's name, with its arguments if it is a variant.
+        agent: Its name among `agents.CONTESTANTS`, with its arguments if it is a variant.
         task: Gymnasium id.
         seed: Seed of the algorithm and, with its successors, of the training environments.
         batched: Whether training and evaluation are on ``envs.batched`` in place of gymnasium's environments.
@@ -97,11 +97,11 @@ class ProtocolCallback(BaseCallback):
     statistics nor any random state (a deterministic action draws nothing).
     """
 
-    def __init__(self, task: Task, report: ProgressReport | None, make_env: MakeEnv = make_vec_env) -> None:
+    def __init__(self, task: Task, on_progress: OnProgress | None, make_env: MakeEnv = make_vec_env) -> None:
         super().__init__()
         self.task = task
         self.make_env = make_env
-        self.report = report
+        self.on_progress = on_progress
         self.episodes: dict[str, list[float]] = {"step": [], "return": [], "length": []}
         self.evaluations: dict[str, list[float]] = {"step": [], "mean_return": [], "learn_seconds": []}
         self.seconds_evaluating = 0.0
@@ -133,8 +133,8 @@ class ProtocolCallback(BaseCallback):
         self.evaluations["learn_seconds"].append(begin - self._started - self.seconds_evaluating)
         self.seconds_evaluating += time.perf_counter() - begin
         self.logger.record("eval/mean_return", self.evaluations["mean_return"][-1])
-        if self.report is not None:
-            self.report(self.num_timesteps)
+        if self.on_progress is not None:
+            self.on_progress(self.num_timesteps)
 
     def _on_training_end(self) -> None:
         self._env.close()
@@ -151,7 +151,7 @@ def evaluation_env(task: Task, n_envs: int, model: BaseAlgorithm, make_env: Make
     return env
 
 
-def execute(spec: RunSpec, folder: Path, report: ProgressReport | None = None, budget: int | None = None) -> Path:
+def execute(spec: RunSpec, folder: Path, on_progress: OnProgress | None = None, budget: int | None = None) -> Path:
     """Carry out a run and write ``<folder>/raw/<stem>.json.gz``; a finished run is not repeated.
 
     An exception is recorded in ``<stem>.failed.json`` and raised again.
@@ -159,14 +159,14 @@ def execute(spec: RunSpec, folder: Path, report: ProgressReport | None = None, b
     Args:
         spec: What to run.
         folder: The study's folder.
-        report: Called with the env steps done so far, at every evaluation.
+        on_progress: Called with the env steps done so far, at every evaluation.
         budget: Env steps, in place of the task's own (for trials; stored with the run).
     """
     path = raw_path(folder, spec)
     if path.exists():
         return path
     try:
-        record, model = _train(spec, folder, report, budget)
+        record, model = _train(spec, folder, on_progress, budget)
     except Exception:
         record_failure(folder, spec, traceback.format_exc())
         raise
@@ -185,19 +185,19 @@ def record_failure(folder: Path, spec: RunSpec, reason: str) -> None:
 
 
 def _train(
-    spec: RunSpec, folder: Path, report: ProgressReport | None, budget: int | None
+    spec: RunSpec, folder: Path, on_progress: OnProgress | None, budget: int | None
 ) -> tuple[dict[str, Any], bytes | None]:
     torch.set_num_threads(1)
     task = get_task(spec.task)
     total = budget or task.budget
     make_env: MakeEnv = make_vec if spec.batched else make_vec_env
-    # Only where it differs from every contestant's own.
+    # Only where it differs from every agent's own.
     environments = {"make_env": make_env} if spec.batched else {}
     model = get_contestant(spec.agent).build(
         spec.task, spec.seed, str(folder / "tensorboard" / spec.task), **environments
     )
     settings = resolved_settings(model)
-    callback = ProtocolCallback(task, report, make_env)
+    callback = ProtocolCallback(task, on_progress, make_env)
     begin = time.perf_counter()
     model.learn(total, callback=callback, tb_log_name=f"{spec.agent}_seed{spec.seed}" + "_batched" * spec.batched)
     learn_seconds = time.perf_counter() - begin - callback.seconds_evaluating

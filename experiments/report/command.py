@@ -13,7 +13,7 @@ from experiments.files import write_atomically
 from experiments.plots import png
 from experiments.report import figures, tables
 from experiments.report.page import Image, Section, Table, as_html, as_markdown, markdown_table
-from experiments.report.study import OURS, Study, agent_of, label
+from experiments.report.study import OURS, Study, label, unmarked
 from experiments.runs import PROTOCOL_VERSION
 from experiments.storage import failures, load_runs
 
@@ -61,7 +61,7 @@ def build(study: Study, failed: dict[str, str]) -> list[Section]:
 
 
 def _results(study: Study) -> list[Section]:
-    agents = study.contestants
+    agents = study.agents
     left_out = [label(name) for name in agents if name not in study.complete(agents)]
     partial = f" Without {', '.join(left_out)}, which did not run on every task." if left_out else ""
     several = f"over {len(study.tasks)} tasks" if len(study.tasks) > 1 else f"on {study.tasks[0].id}"
@@ -118,24 +118,24 @@ def _results(study: Study) -> list[Section]:
 def _learning_curves(study: Study) -> list[Image]:
     """A figure of STORM+PG and its opponents and, if SVRPG's siblings ran, one of the whole family."""
     agents, text = (
-        study.contestants,
+        study.agents,
         "Deterministic return (mean of 20 episodes) against env steps: interquartile mean ",
     )
     text += "over seeds, and its pointwise 95 % bootstrap interval."
     members = {name.lower() for name in FAMILY}
-    family = [name for name in agents if agent_of(name) in members]
-    siblings = [name for name in family if agent_of(name) != "svrpg"]
+    family = [name for name in agents if unmarked(name) in members]
+    siblings = [name for name in family if unmarked(name) != "svrpg"]
     opponents = [name for name in agents if name not in siblings]
     images = [Image("learning_curves", png(figures.learning_curves(study, agents, opponents)), text)]
     if siblings:
-        shown = [name for name in agents if name in family or agent_of(name) == OURS]
+        shown = [name for name in agents if name in family or unmarked(name) == OURS]
         figure = figures.learning_curves(study, agents, shown)
         images.append(Image("learning_curves_family", png(figure), f"SVRPG and its siblings. {text}"))
     return images
 
 
 def _details(study: Study) -> list[Section]:
-    agents = study.contestants
+    agents = study.agents
     spread = "Median over seeds [lowest, highest]."
     return [
         Section(
@@ -175,7 +175,7 @@ def _details(study: Study) -> list[Section]:
 
 
 def _ablations(study: Study) -> Section:
-    variants = [*[name for name in study.contestants if agent_of(name) == OURS], *study.variants]
+    variants = [*[name for name in study.agents if unmarked(name) == OURS], *study.variants]
     return Section(
         "Ablations",
         "Variants of STORM+PG, each with one part switched off or replaced.",
@@ -225,13 +225,13 @@ def rewrite(readme: Path, study: Study, folder: Path) -> None:
         ValueError: The page lacks the markers.
     """
     before, after = _split(readme)
-    table = tables.steps(study, study.contestants)
-    ratios = tables.ratios(study, study.contestants)
+    table = tables.steps(study, study.agents)
+    ratios = tables.ratios(study, study.agents)
     if len(ratios):
         table = table.merge(ratios[["agent", "geometric mean"]], how="left", on="agent").fillna(tables.NONE)
         table = table.rename(columns={"geometric mean": "PPO's steps / its steps, geometric mean"})
     place = Path(os.path.relpath(folder, readme.parent)).as_posix()
-    proper = study.rows[study.rows["contestant"].isin(study.contestants)]
+    proper = study.rows[study.rows["contestant"].isin(study.agents)]
     seeds = proper.groupby(["contestant", "task"]).size()
     count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     parts = [

@@ -1,4 +1,4 @@
-"""The report's figures: colours, line styles and markers each tell contestants apart, so that print does too."""
+"""The report's figures: colours, line styles and markers each tell agents apart, so that print does too."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ PROFILE_POINTS = np.linspace(0.0, 1.05, 106)
 
 
 def style(index: int) -> dict[str, Any]:
-    """Colour, line and marker of the contestant at that place of the study's list."""
+    """Colour, line and marker of the agent at that place of the study's list."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": LINES[index % len(LINES)],
@@ -31,21 +31,21 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def learning_curves(study: Study, contestants: Sequence[str], shown: Sequence[str]) -> Figure:
+def learning_curves(study: Study, agents: Sequence[str], shown: Sequence[str]) -> Figure:
     """Evaluation return against env steps: interquartile mean over seeds and its 95 % interval, a panel a task.
 
-    Of all contestants, whose places in the list give each its style, those ``shown``.
+    Of all agents, whose places in the list give each its style, those ``shown``.
     """
     figure, panels = _panels(study, 3.1)
     for axes, task in zip(panels, study.tasks, strict=False):
-        for index, name in enumerate(contestants):
+        for index, name in enumerate(agents):
             records = study.records(name, task)
             if records and name in shown:
                 _draw_curve(axes, records, style(index))
         axes.axhline(task.threshold, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
         axes.set(title=task.id, xlabel="env steps", ylabel="deterministic return")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
-    _legend(panels[len(study.tasks)], contestants, shown)
+    _legend(panels[len(study.tasks)], agents, shown)
     return figure
 
 
@@ -58,11 +58,11 @@ def _draw_curve(axes: Axes, records: list[dict[str, Any]], line: dict[str, Any])
     axes.fill_between(steps, low, high, color=line["color"], alpha=BAND_ALPHA, linewidth=0)
 
 
-def steps_to_threshold(study: Study, contestants: Sequence[str]) -> Figure:
+def steps_to_threshold(study: Study, agents: Sequence[str]) -> Figure:
     """Env steps to the threshold: each seed a marker (hollow: never, at the budget), the median a bar; log scale."""
-    figure, panels = _panels(study, 0.6 + 0.38 * max(4, len(contestants)))
+    figure, panels = _panels(study, 0.6 + 0.38 * max(4, len(agents)))
     for axes, task in zip(panels, study.tasks, strict=False):
-        for index, name in enumerate(contestants):
+        for index, name in enumerate(agents):
             rows = study.of_task(name, task)
             if not len(rows):
                 continue
@@ -84,7 +84,7 @@ def steps_to_threshold(study: Study, contestants: Sequence[str]) -> Figure:
                 )
             median = rows["steps_to_threshold"].median()
             axes.plot([median, median], [index - 0.4, index + 0.4], color="black", linewidth=2)
-        axes.set(title=task.id, xscale="log", xlabel="env steps, log scale", ylim=(len(contestants) - 0.5, -0.5))
+        axes.set(title=task.id, xscale="log", xlabel="env steps, log scale", ylim=(len(agents) - 0.5, -0.5))
         fewest = study.rows.loc[study.rows["task"] == task.id, "steps_to_threshold"].min()
         axes.set_xlim(fewest / 1.5, task.budget * 1.3)
         axes.axvline(task.budget, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
@@ -92,37 +92,37 @@ def steps_to_threshold(study: Study, contestants: Sequence[str]) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         axes.xaxis.set_minor_formatter(NullFormatter())
-    _legend(panels[len(study.tasks)], contestants, lines=False)
+    _legend(panels[len(study.tasks)], agents, lines=False)
     return figure
 
 
-def aggregate_scores(study: Study, contestants: Sequence[str]) -> Figure | None:
+def aggregate_scores(study: Study, agents: Sequence[str]) -> Figure | None:
     """Interquartile means of normalised scores with their intervals."""
     scores = ("final_score", "evaluation_score")
-    names = study.complete(contestants)
+    names = study.complete(agents)
     titles = [f"IQM, normalised\n{NAMES[score]}" for score in scores]
-    return _intervals(names, contestants, titles, lambda column, name: compared(study, scores[column], name), None)
+    return _intervals(names, agents, titles, lambda column, name: compared(study, scores[column], name), None)
 
 
-def improvement(study: Study, contestants: Sequence[str]) -> Figure | None:
+def improvement(study: Study, agents: Sequence[str]) -> Figure | None:
     """Probability of improvement over PPO, with its interval."""
     if REFERENCE not in study.complete([REFERENCE]):
         return None
-    names = [name for name in study.complete(contestants) if name != REFERENCE]
+    names = [name for name in study.complete(agents) if name != REFERENCE]
     measures = list(COMPARED)
     titles = [f"P(better than PPO)\n{NAMES[measure]}" for measure in measures]
-    return _intervals(names, contestants, titles, lambda column, name: improved(study, measures[column], name), 0.5)
+    return _intervals(names, agents, titles, lambda column, name: improved(study, measures[column], name), 0.5)
 
 
-def profiles(study: Study, contestants: Sequence[str]) -> Figure | None:
+def profiles(study: Study, agents: Sequence[str]) -> Figure | None:
     """Performance profiles: share of runs, over all tasks, above a normalised score."""
-    names = study.complete(contestants)
+    names = study.complete(agents)
     if not names:
         return None
     figure, panels = new_figure(1, 2, (9.6, 3.9), sharey=True)
     for axes, score in zip(panels, ("final_score", "evaluation_score"), strict=True):
         for name in names:
-            line = style(list(contestants).index(name))
+            line = style(list(agents).index(name))
             value, low, high = estimates(_profile, study.samples(name, score), resamples=BAND_RESAMPLES)
             axes.plot(PROFILE_POINTS, value, **line, linewidth=1.8, markersize=5, markevery=13, label=label(name))
             axes.fill_between(PROFILE_POINTS, low, high, color=line["color"], alpha=BAND_ALPHA, linewidth=0)
@@ -138,7 +138,7 @@ def _profile(samples: Sequence[Floats], axis: int) -> Any:
 
 def _intervals(
     names: Sequence[str],
-    contestants: Sequence[str],
+    agents: Sequence[str],
     titles: Sequence[str],
     value: Callable[[int, str], Estimate],
     reference: float | None,
@@ -148,7 +148,7 @@ def _intervals(
     figure, panels = new_figure(1, len(titles), (9.6, 1.3 + 0.36 * len(names)), sharey=True)
     for column, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         for row, name in enumerate(names):
-            line = style(list(contestants).index(name))
+            line = style(list(agents).index(name))
             point = value(column, name)
             axes.plot(
                 [point.low, point.high], [row, row], color=line["color"], linewidth=6, alpha=0.35, solid_capstyle="butt"
@@ -176,9 +176,9 @@ def _panels(study: Study, height: float) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _legend(axes: Axes, contestants: Sequence[str], shown: Sequence[str] | None = None, lines: bool = True) -> None:
+def _legend(axes: Axes, agents: Sequence[str], shown: Sequence[str] | None = None, lines: bool = True) -> None:
     handles = []
-    for index, name in enumerate(contestants):
+    for index, name in enumerate(agents):
         if shown is not None and name not in shown:
             continue
         line = style(index) if lines else {**style(index), "linestyle": "none"}

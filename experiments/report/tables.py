@@ -17,32 +17,32 @@ NAMES = {
 NONE = "-"
 
 
-def steps(study: Study, contestants: Sequence[str]) -> pd.DataFrame:
+def steps(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     """Median env steps to the threshold, and how many seeds never got there."""
 
     def cell(rows: pd.DataFrame) -> str:
         failed = int((~rows["reached"]).sum())
         return f"{rows['steps_to_threshold'].median():,.0f}" + (f" ({failed} of {len(rows)} never)" if failed else "")
 
-    return _by_task(study, contestants, cell)
+    return _by_task(study, agents, cell)
 
 
-def each_seed(study: Study, contestants: Sequence[str]) -> pd.DataFrame:
+def each_seed(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     """Env steps to the threshold of every seed, in thousands, in the order of seeds."""
 
     def cell(rows: pd.DataFrame) -> str:
         pairs = zip(rows["steps_to_threshold"], rows["reached"], strict=True)
         return " ".join(f"{steps / 1000:.0f}" if reached else "never" for steps, reached in pairs)
 
-    return _by_task(study, contestants, cell)
+    return _by_task(study, agents, cell)
 
 
-def ratios(study: Study, contestants: Sequence[str], reference: str = REFERENCE) -> pd.DataFrame:
-    """Median steps of ``reference`` over median steps of each contestant, and their geometric mean over tasks."""
+def ratios(study: Study, agents: Sequence[str], reference: str = REFERENCE) -> pd.DataFrame:
+    """Median steps of ``reference`` over median steps of each agent, and their geometric mean over tasks."""
     if reference not in study.complete([reference]):
         return pd.DataFrame()
     table = []
-    for name in study.complete(contestants):
+    for name in study.complete(agents):
         if name == reference:
             continue
         theirs, ours = study.samples(reference, "steps_to_threshold"), study.samples(name, "steps_to_threshold")
@@ -54,19 +54,19 @@ def ratios(study: Study, contestants: Sequence[str], reference: str = REFERENCE)
     return pd.DataFrame(table)
 
 
-def aggregates(study: Study, contestants: Sequence[str]) -> pd.DataFrame:
+def aggregates(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     """Interquartile means of normalised scores over tasks and seeds."""
     return pd.DataFrame(
         {
             "agent": label(name),
             **{NAMES[score]: interval(compared(study, score, name)) for score in ("final_score", "evaluation_score")},
         }
-        for name in study.complete(contestants)
+        for name in study.complete(agents)
     )
 
 
-def improvement(study: Study, contestants: Sequence[str], reference: str = REFERENCE) -> pd.DataFrame:
-    """Probability that a seed of the contestant is better than one of ``reference`` on the same task."""
+def improvement(study: Study, agents: Sequence[str], reference: str = REFERENCE) -> pd.DataFrame:
+    """Probability that a seed of the agent is better than one of ``reference`` on the same task."""
     if reference not in study.complete([reference]):
         return pd.DataFrame()
     return pd.DataFrame(
@@ -74,30 +74,30 @@ def improvement(study: Study, contestants: Sequence[str], reference: str = REFER
             "agent": label(name),
             **{NAMES[measure]: interval(improved(study, measure, name, reference)) for measure in COMPARED},
         }
-        for name in study.complete(contestants)
+        for name in study.complete(agents)
         if name != reference
     )
 
 
-def medians(study: Study, contestants: Sequence[str], measure: str, digits: int = 0) -> pd.DataFrame:
+def medians(study: Study, agents: Sequence[str], measure: str, digits: int = 0) -> pd.DataFrame:
     """Median over seeds and, in brackets, the lowest and the highest."""
 
     def cell(rows: pd.DataFrame) -> str:
         values = rows[measure]
         return f"{values.median():,.{digits}f} [{values.min():,.{digits}f}, {values.max():,.{digits}f}]"
 
-    return _by_task(study, contestants, cell)
+    return _by_task(study, agents, cell)
 
 
-def collapses(study: Study, contestants: Sequence[str]) -> pd.DataFrame:
+def collapses(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     """Seeds whose last ten evaluations are below the threshold, on average, after it was reached."""
-    return _by_task(study, contestants, lambda rows: f"{int(rows['collapsed'].sum())} of {len(rows)}")
+    return _by_task(study, agents, lambda rows: f"{int(rows['collapsed'].sum())} of {len(rows)}")
 
 
 def versions(study: Study) -> pd.DataFrame:
-    """How many runs each contestant has, how long they took, and with which versions they were made."""
+    """How many runs each agent has, how long they took, and with which versions they were made."""
     table = []
-    for name in (*study.contestants, *study.variants):
+    for name in (*study.agents, *study.variants):
         runs = [run for task in study.tasks for run in study.records(name, task)]
         found: dict[str, set[str]] = {}
         for run in runs:
@@ -116,7 +116,7 @@ def interval(value: Estimate) -> str:
 
 
 def compared(study: Study, score: str, name: str, reference: str = REFERENCE) -> Estimate:
-    """The contestant's interquartile mean of ``score`` or, for "ratio", its geometric mean against ``reference``."""
+    """The agent's interquartile mean of ``score`` or, for "ratio", its geometric mean against ``reference``."""
     if score == "ratio":
         measure = "steps_to_threshold"
         return estimate(ratio_of_medians, study.samples(reference, measure), study.samples(name, measure))
@@ -130,9 +130,9 @@ def improved(study: Study, measure: str, name: str, reference: str = REFERENCE) 
     return estimate(probability_of_improvement, ours, theirs)
 
 
-def _by_task(study: Study, contestants: Sequence[str], cell: Callable[[pd.DataFrame], str]) -> pd.DataFrame:
+def _by_task(study: Study, agents: Sequence[str], cell: Callable[[pd.DataFrame], str]) -> pd.DataFrame:
     table = []
-    for name in contestants:
+    for name in agents:
         row = {"agent": label(name)}
         for task in study.tasks:
             rows = study.of_task(name, task)

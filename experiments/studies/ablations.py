@@ -20,7 +20,7 @@ from experiments.plots import COLOURS, new_figure, save
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS, label
 from experiments.storage import load_runs
-from experiments.studies.benchmark import grid, run_benchmark
+from experiments.studies.benchmark import run_benchmark, run_specs
 
 # Env steps: about twice what the default needs to the threshold.
 BUDGETS = {
@@ -50,7 +50,7 @@ def ablations(
     """Run STORM+PG's ablations on every task and write ``ablations.md`` and ``.png``, a row for each."""
     succeeded = True
     for task, budget in BUDGETS.items():
-        specs = grid([OURS, *ABLATIONS], [task], range(seeds), batched=True)
+        specs = run_specs([OURS, *ABLATIONS], [task], range(seeds), batched=True)
         succeeded &= run_benchmark(specs, output / task, workers, budget)
     rows = {task: measured(load_runs(output / task).values()) for task in BUDGETS}
     write_atomically(output / "ablations.md", summary(rows).encode())

@@ -15,7 +15,7 @@ from experiments.report import tables
 from experiments.report.study import OURS, REFERENCE, Study
 from experiments.statistics import ratio_of_medians
 from experiments.storage import load_runs
-from experiments.studies.benchmark import grid, run_benchmark
+from experiments.studies.benchmark import run_benchmark, run_specs
 
 # Deterministic return after training, median over seeds.
 FINAL_RETURNS = {
@@ -41,11 +41,11 @@ def agent_check(
 ) -> None:
     """Compare STORM+PG's defaults with tuned PPO on all tasks: each aim with pass or miss; exit code 1 for a miss."""
     agents = [OURS, REFERENCE, *(ABLATIONS if ablations else [])]
-    specs = grid(agents, list(TASKS), range(seeds))
+    specs = run_specs(agents, list(TASKS), range(seeds))
     if not run_benchmark(specs, results, workers):
         raise typer.Exit(1)
     runs = load_runs(results)
-    known = {*specs, *grid(list(ABLATIONS), list(TASKS), range(seeds))}
+    known = {*specs, *run_specs(list(ABLATIONS), list(TASKS), range(seeds))}
     study = Study.of({spec: run for spec, run in runs.items() if spec in known})
     aims = check(study)
     console = Console()

@@ -13,8 +13,8 @@ from agents import get_contestant
 from envs import get_task
 from envs.batched import batched_class
 from experiments.engines import Engine
+from experiments.execution import run_all
 from experiments.files import write_atomically
-from experiments.grid import run_grid
 from experiments.hparams import write_hparams
 from experiments.measures import measured
 from experiments.plots import save
@@ -24,7 +24,9 @@ from experiments.runs import RunSpec
 from experiments.storage import Record, finished
 
 
-def grid(agents: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], batched: bool = False) -> list[RunSpec]:
+def run_specs(
+    agents: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], batched: bool = False
+) -> list[RunSpec]:
     """Every agent on every task with every seed, once, in an order in which the agents advance together.
 
     Raises:
@@ -55,9 +57,9 @@ def run_benchmark(
     engine: AbstractContextManager[Engine] | None = None,
     rerun_broken: bool = False,
 ) -> bool:
-    """Run what is missing of ``specs`` and show their results; True if no run failed. Arguments as `run_grid`'s."""
+    """Run what is missing of ``specs`` and show their results; True if no run failed. Arguments as `run_all`'s."""
     console = Console()
-    failed = run_grid(specs, output, workers, console, budget, engine, rerun_broken)
+    failed = run_all(specs, output, workers, console, budget, engine, rerun_broken)
     runs = finished(output, specs, budget, rerun_broken=False)
     if runs:
         _show(runs, output, console)
@@ -75,7 +77,7 @@ def _show(runs: dict[RunSpec, Record], output: Path, console: Console) -> None:
     write_hparams(runs, output / "tensorboard" / "hparams")
     for task_id in dict.fromkeys(spec.task for spec in runs):
         study = Study.of({spec: run for spec, run in runs.items() if spec.task == task_id})
-        agents = [*study.contestants, *study.variants]
+        agents = [*study.agents, *study.variants]
         console.print(results_table(task_id, rows[rows["task"] == task_id]))
         plot = output / f"learning_curves_{task_id}.png"
         save(learning_curves(study, agents, agents), plot)

@@ -17,7 +17,7 @@ from distributed import LocalCluster
 from rich.console import Console
 
 from experiments.engines import Engine, Outcome, dask_workers
-from experiments.grid import run_grid
+from experiments.execution import run_all
 from experiments.runs import RunSpec, failed_path, load_run, model_path, raw_path
 from experiments.storage import failures
 
@@ -77,7 +77,7 @@ def test_grid_survives_a_worker_killed_in_the_middle_and_brings_everything_home(
         workers[0].send_signal(signal.SIGKILL)
 
     threading.Thread(target=kill_after_the_first_run, daemon=True).start()
-    failed = run_grid([*specs, bad], folder, 1, QUIET, budget=2_000, engine=dask_workers(address))
+    failed = run_all([*specs, bad], folder, 1, QUIET, budget=2_000, engine=dask_workers(address))
     assert workers[0].poll() == -signal.SIGKILL
     assert workers[1].poll() is None
     assert failed == [bad]
@@ -101,7 +101,7 @@ def test_scheduler_out_of_reach_is_an_error_in_seconds(tmp_path: Path, monkeypat
     monkeypatch.setattr("experiments.engines.CONNECT_SECONDS", 1)
     begin = time.monotonic()
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"):
-        run_grid([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=dask_workers("tcp://127.0.0.1:9"))
+        run_all([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=dask_workers("tcp://127.0.0.1:9"))
     assert time.monotonic() - begin < 15
     assert not list(tmp_path.iterdir())
 
@@ -114,7 +114,7 @@ def instant(outcome: Outcome) -> Iterator[Engine]:
     yield Engine(lambda *_: future, queue.Queue())
 
 
-def test_full_disk_stops_the_grid_and_leaves_nothing_half_written(
+def test_full_disk_stops_the_runs_and_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -123,7 +123,7 @@ def test_full_disk_stops_the_grid_and_leaves_nothing_half_written(
     monkeypatch.setattr("os.fsync", full)
     returned = Outcome(None, {"raw/run.json.gz": b"record"})
     with pytest.raises(OSError, match="No space left"):
-        run_grid([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=instant(returned))
+        run_all([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=instant(returned))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -135,11 +135,11 @@ def test_run_that_could_not_speak_for_itself_is_recorded(tmp_path: Path) -> None
         yield Engine(lambda *_: future, queue.Queue())
 
     spec = RunSpec(SMALL, "CartPole-v1", 0)
-    assert run_grid([spec], tmp_path, 1, QUIET, engine=deadly()) == [spec]
+    assert run_all([spec], tmp_path, 1, QUIET, engine=deadly()) == [spec]
     assert failures(tmp_path) == {spec.stem: "RuntimeError: the worker died three times"}
 
 
-def test_killed_local_process_ends_the_grid_with_what_to_do(tmp_path: Path) -> None:
+def test_killed_local_process_ends_the_runs_with_what_to_do(tmp_path: Path) -> None:
     @contextmanager
     def broken() -> Iterator[Engine]:
         future: Future[Outcome] = Future()
@@ -147,4 +147,4 @@ def test_killed_local_process_ends_the_grid_with_what_to_do(tmp_path: Path) -> N
         yield Engine(lambda *_: future, queue.Queue())
 
     with pytest.raises(ValueError, match="a local process was killed, 1 runs are missing; the same command continues"):
-        run_grid([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=broken())
+        run_all([RunSpec(SMALL, "CartPole-v1", 0)], tmp_path, 1, QUIET, engine=broken())

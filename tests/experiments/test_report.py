@@ -41,7 +41,7 @@ def folder(store: Store) -> Path:
 def test_tables_hold_what_the_runs_say(folder: Path) -> None:
     study = Study.of(load_runs(folder))
     agents = ["storm_plus_pg", "ppo_zoo", "svrpg"]
-    assert list(study.contestants) == agents
+    assert list(study.agents) == agents
     steps = tables.steps(study, agents).set_index("agent")
     assert steps.loc["STORM+PG (defaults)", "CartPole-v1"] == "5,000"
     assert steps.loc["PPO (RL Zoo tuned)", "CartPole-v1"] == "20,000 (1 of 3 never)"
@@ -79,7 +79,7 @@ def test_packed_runs_give_the_same_report(folder: Path, tmp_path: Path) -> None:
 def test_batched_runs_have_rows_of_their_own(store: Store) -> None:
     store("storm_plus_pg", "CartPole-v1", 0, 4_000)
     study = Study.of(load_runs(store("storm_plus_pg", "CartPole-v1", 0, 8_000, batched=True).parents[1]))
-    rows = tables.steps(study, study.contestants)
+    rows = tables.steps(study, study.agents)
     assert rows["agent"].tolist() == ["STORM+PG (defaults)", "STORM+PG (defaults) - batched environments"]
     assert rows["CartPole-v1"].tolist() == ["4,000", "8,000"]
 
@@ -89,7 +89,7 @@ def test_new_agent_and_new_task_need_one_entry_each(store: Store, monkeypatch: p
     monkeypatch.setitem(TASKS, "Acrobot-v2", dataclasses.replace(task, id="Acrobot-v2"))
     monkeypatch.setitem(CONTESTANTS, "mine", Contestant("mine", "Mine", CONTESTANTS["storm_plus_pg"].build))
     study = Study.of(load_runs(store("mine", "Acrobot-v2", 0, 3_000).parents[1]))
-    assert tables.steps(study, study.contestants).to_dict("records") == [{"agent": "Mine", "Acrobot-v2": "3,000"}]
+    assert tables.steps(study, study.agents).to_dict("records") == [{"agent": "Mine", "Acrobot-v2": "3,000"}]
     assert len(build(study, {})) > 4
 
 

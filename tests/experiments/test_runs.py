@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from agents import get_contestant
 from envs import get_task
 from experiments.cli import app
+from experiments.execution import run_all
 from experiments.files import write_atomically
-from experiments.grid import run_grid
 from experiments.hparams import write_hparams
 from experiments.runs import (
     PROTOCOL_VERSION,
@@ -90,14 +90,14 @@ def test_same_run_twice_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert first["evaluations"]["mean_return"] == second["evaluations"]["mean_return"]
 
 
-def test_grid_skips_finished_runs_and_reports_failed_ones(tmp_path: Path) -> None:
+def test_finished_runs_are_skipped_and_failed_ones_listed(tmp_path: Path) -> None:
     good, bad = RunSpec(SMALL, "CartPole-v1", 0), RunSpec("storm_plus_pg[gamma=7]", "CartPole-v1", 0)
-    assert run_grid([good, bad], tmp_path, 2, QUIET, budget=1_000) == [bad]
+    assert run_all([good, bad], tmp_path, 2, QUIET, budget=1_000) == [bad]
     path = tmp_path / "raw" / f"{good.stem}.json.gz"
     before = path.stat().st_mtime_ns
     failure = json.loads((tmp_path / "raw" / f"{bad.stem}.failed.json").read_text())
     assert "gamma must be a number in [0, 1], got 7" in failure["traceback"]
-    assert run_grid([good], tmp_path, 2, QUIET, budget=1_000) == []
+    assert run_all([good], tmp_path, 2, QUIET, budget=1_000) == []
     assert path.stat().st_mtime_ns == before
 
 
@@ -192,7 +192,7 @@ def test_command_line_says_what_is_wrong(arguments: list[str], message: str) -> 
 
 
 def test_exit_code_and_list_name_failed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.studies.benchmark.run_grid", lambda specs, *_: specs)
+    monkeypatch.setattr("experiments.studies.benchmark.run_all", lambda specs, *_: specs)
     arguments = ["benchmark", "--agent", "ppo_zoo", "--task", "CartPole-v1", "--seeds", "1", "--output", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1

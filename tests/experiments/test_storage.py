@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.grid import run_grid
+from experiments.execution import run_all
 from experiments.runs import RunSpec
 from experiments.storage import failures, finished, load_runs, pack
 
@@ -25,7 +25,7 @@ def test_packed_runs_are_the_raw_ones_to_the_last_digit(store: Store, tmp_path: 
 def test_packed_runs_are_not_run_again(store: Store, tmp_path: Path) -> None:
     study = store("ppo_zoo", "CartPole-v1", 0, 20_000).parents[1]
     packed = pack(study, tmp_path / "packed").parent
-    assert run_grid([RunSpec("ppo_zoo", "CartPole-v1", 0)], packed, 1, Console(quiet=True)) == []
+    assert run_all([RunSpec("ppo_zoo", "CartPole-v1", 0)], packed, 1, Console(quiet=True)) == []
 
 
 def test_broken_file_is_named_never_averaged_in_and_run_again_on_request_only(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""A grid of runs: what is missing is run, with progress; finished runs are skipped, failed ones listed."""
+"""Runs of a study: what is missing is run, with progress; finished runs are skipped, failed ones listed."""
 
 import queue
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from experiments.runs import RunSpec, record_failure
 from experiments.storage import finished
 
 
-def run_grid(
+def run_all(
     specs: Sequence[RunSpec],
     folder: Path,
     workers: int,
@@ -70,7 +70,7 @@ class _Follower:
     def __init__(
         self, engine: Engine, todo: Sequence[RunSpec], folder: Path, budget: int | None, progress: Progress
     ) -> None:
-        self.reports = engine.reports
+        self.reported = engine.progress
         self.todo = todo
         self.folder = folder
         self.progress = progress
@@ -91,7 +91,7 @@ class _Follower:
         pending = set(self.futures)
         while pending:
             done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            self._show_reports()
+            self._show_progress()
             for future in done:
                 index = self.futures.pop(future)
                 error = self._store(future, self.todo[index])
@@ -120,13 +120,13 @@ class _Follower:
             write_atomically(self.folder / name, content)
         return outcome.error
 
-    def _show_reports(self) -> None:
+    def _show_progress(self) -> None:
         while True:
             try:
-                index, steps = self.reports.get_nowait()
+                index, steps = self.reported.get_nowait()
             except queue.Empty:
                 return
-            # A report may come after the run's end, by another way than its result.
+            # A number may come after the run's end, by another way than its result.
             self.progress.update(self.bars[index], completed=steps, visible=index in self.futures.values())
 
     def _show_end(self, index: int, error: str | None) -> None:
