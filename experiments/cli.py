@@ -112,11 +112,11 @@ def _engine(name: EngineName, scheduler: str | None) -> AbstractContextManager[E
 @app.command("pack")
 def pack_runs(
     results: Annotated[Path, typer.Option(help="Folder of a study.")] = Path("runs/benchmark"),
-    output: Annotated[Path, typer.Option(help="Folder of the packed file.")] = Path("experiments/results/benchmark"),
+    output: Annotated[Path | None, typer.Option(help="Folder of the packed file; RESULTS/packed by default.")] = None,
 ) -> None:
     """Write a study's raw runs as one compact file, for the repository; `report` reads it as it reads raw runs."""
-    path = pack(results, output)
-    typer.echo(f"{path}: {len(load_runs(output))} runs, {path.stat().st_size / 1e6:.2f} MB")
+    path = pack(results, output or results / "packed")
+    typer.echo(f"{path}: {len(load_runs(path.parent))} runs, {path.stat().st_size / 1e6:.2f} MB")
 
 
 for command in (report, export_agents, watch):

@@ -57,9 +57,9 @@ Settings: {settings}.
 
 def export_agents(
     results: Annotated[Path, typer.Option(help="A finished study.")] = Path("runs/benchmark"),
-    output: Annotated[Path, typer.Option(help="Folder of the trained agents.")] = TRAINED,
+    output: Annotated[Path, typer.Option(help="Folder of the trained agents.")] = Path("runs/trained"),
 ) -> None:
-    """Put STORM+PG's median seed on each task, its model and a card, into agents/trained.
+    """Put STORM+PG's median seed on each task, its model and a card, into a folder, as agents/trained.
 
     A model that is not beside the raw runs, because they are packed, is trained again by the protocol.
     """
@@ -150,7 +150,8 @@ def watch(
     path = model or TRAINED / get_task(task).id / "model.zip"
     if not path.exists():
         raise ValueError(
-            f"no trained agent at {path}: `python -m experiments export-agents` puts it there, or give one by --model"
+            f"no trained agent at {path}: `python -m experiments export-agents --output agents/trained` puts it there, "
+            "or give one by --model"
         )
     if record is not None and record.suffix not in (".gif", ".mp4"):
         raise ValueError(f"--record {record}: the file's name must end in .gif or .mp4")

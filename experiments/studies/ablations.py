@@ -17,11 +17,11 @@ from agents.ablations import ABLATIONS
 from experiments.files import write_atomically
 from experiments.measures import measured
 from experiments.plots import COLOURS, new_figure, save
+from experiments.report.page import markdown_table
 from experiments.report.study import OURS, label
 from experiments.storage import load_runs
 from experiments.studies.benchmark import grid, run_benchmark
 
-RESULTS = Path(__file__).parents[1] / "results" / "ablations"
 # Env steps: about twice what the default needs to the threshold.
 BUDGETS = {
     "Pendulum-v1": 30_000,
@@ -41,7 +41,9 @@ EXPLANATION = (
 
 
 def ablations(
-    output: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are not repeated.")] = RESULTS,
+    output: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are not repeated.")] = Path(
+        "runs/ablations"
+    ),
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
 ) -> None:
@@ -68,10 +70,9 @@ def summary(rows: dict[str, pd.DataFrame]) -> str:
     reached = everything.groupby("agent")["reached"].agg(["sum", "size"])
     columns["reached"] = {agent: f"{total} of {size}" for agent, total, size in reached.itertuples()}
     table = pd.DataFrame(columns).reindex([OURS, *ABLATIONS]).fillna("")
-    lines = ["| variant | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(_names(), table.to_numpy(), strict=True)]
+    table.insert(0, "variant", _names())
     seeds = max(group["seed"].nunique() for group in rows.values())
-    return f"# Ablations of STORM+PG\n\n{EXPLANATION} {seeds} seeds.\n\n" + "\n".join(lines) + "\n"
+    return f"# Ablations of STORM+PG\n\n{EXPLANATION} {seeds} seeds.\n\n{markdown_table(table)}\n"
 
 
 def _names() -> list[str]:

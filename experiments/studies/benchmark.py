@@ -17,7 +17,9 @@ from experiments.files import write_atomically
 from experiments.grid import run_grid
 from experiments.hparams import write_hparams
 from experiments.measures import measured
-from experiments.plots import learning_curves
+from experiments.plots import save
+from experiments.report.figures import learning_curves
+from experiments.report.study import Study
 from experiments.runs import RunSpec
 from experiments.storage import Record, finished
 
@@ -72,13 +74,11 @@ def _show(runs: dict[RunSpec, Record], output: Path, console: Console) -> None:
     write_atomically(output / "runs.csv", rows.to_csv(index=False).encode())
     write_hparams(runs, output / "tensorboard" / "hparams")
     for task_id in dict.fromkeys(spec.task for spec in runs):
-        by_agent: dict[str, list[Record]] = {}
-        for spec, run in runs.items():
-            if spec.task == task_id:
-                by_agent.setdefault(spec.agent, []).append(run)
+        study = Study.of({spec: run for spec, run in runs.items() if spec.task == task_id})
+        agents = [*study.contestants, *study.variants]
         console.print(results_table(task_id, rows[rows["task"] == task_id]))
         plot = output / f"learning_curves_{task_id}.png"
-        learning_curves(get_task(task_id), by_agent, plot)
+        save(learning_curves(study, agents, agents), plot)
         console.print(f"Learning curves: {plot}")
 
 

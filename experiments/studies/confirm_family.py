@@ -1,14 +1,14 @@
 """The tuned family on seeds that the search did not see: trajectories and env steps to the threshold.
 
-Every algorithm with the settings that `python -m experiments tune-family` stored for the task, seeds 0 to 4, at most a
-million env steps on gymnasium's own environments, evaluated every 1,000; a run ends at the threshold (two evaluations
-in a row). Rows are in ``experiments/results/tune_family/confirm_<task>.csv``; what is there is not run again.
+Every algorithm with its settings for the task of ``storm_rl/zoo/tuned_settings.json``, seeds 0 to 4, at most a million
+env steps on gymnasium's own environments, evaluated every 1,000; a run ends at the threshold (two evaluations in a
+row). Rows are in ``confirm_<task>.csv``; what is there is not run again.
 
 ``python -m experiments confirm-family --help``.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -18,7 +18,8 @@ from agents import FAMILY
 from envs import get_task
 from experiments.files import write_atomically
 from experiments.report.page import markdown_table
-from experiments.studies.tune_family import RESULTS, trial
+from experiments.rows import Rows
+from experiments.studies.tune_family import trial
 from storm_rl.zoo.settings import tuned_settings
 
 BUDGET = 1_000_000
@@ -30,23 +31,21 @@ def confirm_family(
     algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 5,
     budget: Annotated[int, typer.Option(help="Env steps of a run.")] = BUDGET,
-    output: Annotated[Path, typer.Option(help="Folder of the rows.")] = RESULTS,
+    output: Annotated[Path, typer.Option(help="Folder of the rows; runs that are there are not repeated.")] = Path(
+        "runs/confirm_family"
+    ),
 ) -> None:
     """Run the tuned algorithms on fresh seeds and show what they needed."""
     torch.set_num_threads(1)
-    chosen, path = get_task(task), output / f"confirm_{task}.csv"
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
-    done = {(row["algorithm"], row["seed"]) for row in rows}
+    chosen = get_task(task)
+    rows = Rows(output / f"confirm_{task}.csv", ("algorithm", "seed"))
     for algorithm in algorithms or FAMILY:
         for seed in range(seeds):
-            if (algorithm, seed) not in done:
+            if rows.get(algorithm, seed) is None:
                 settings = tuned_settings(algorithm, task)
-                rows.append(trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, batched=False))
-                write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
-    found = summary(pd.DataFrame(rows))
-    write_atomically(path.with_suffix(".md"), (markdown_table(found.reset_index()) + "\n").encode())
+                rows.add([trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, batched=False)])
+    found = summary(rows.table())
+    write_atomically(rows.path.with_suffix(".md"), (markdown_table(found.reset_index()) + "\n").encode())
     typer.echo(found.to_string())
 
 

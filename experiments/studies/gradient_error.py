@@ -14,7 +14,10 @@ All estimates are of the same gradient, that of the discounted return; GAE keeps
 STORM+ has the paper's momentum, from gradients in units of the returns' standard deviation, bounded below by 0.3 as
 in `storm_rl.storm_plus_pg`.
 
-All runs are on the batched environments of ``envs.batched``. ``python -m experiments gradient-error --help``
+All runs are on the batched environments of ``envs.batched``. A seed's rows are stored together when it is finished,
+since all its paths draw from one random state: an interrupted study goes on with the seeds that are missing.
+
+``python -m experiments gradient-error --help``
 """
 
 import copy
@@ -32,8 +35,8 @@ from torch import Tensor
 
 from envs import get_task
 from envs.batched import make_vec
-from experiments.files import write_atomically
 from experiments.plots import COLOURS, LINES, save
+from experiments.rows import Row, Rows
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights
 from storm_rl.episodic import GPOMDP
 from storm_rl.episodic.episodes import TrajectoryBatch, pad
@@ -58,7 +61,6 @@ from storm_rl.optim.recursion import storm_plus_momentum
 from storm_rl.storm_plus_pg.metric import mean_kl
 from storm_rl.storm_plus_pg.rollouts import traced_advantages
 
-RESULTS = Path(__file__).parents[1] / "results" / "gradient_error"
 LARGE, SMALL = 100, 10
 N_STEPS = 10
 MEASURED_AT = (2, N_STEPS)
@@ -69,6 +71,7 @@ STAGES = (1_000, 3_000, 6_000)
 KLS = (1e-5, 1e-4, 1e-3, 1e-2)
 # The probe's environments; a batch of fewer episodes leaves the others idle.
 PROBE_ENVS = 100
+PATH = ("task", "stage", "kl", "seed")
 GAE_LAMBDA = 0.95
 MOMENTUM_FLOOR = 0.3
 
@@ -260,39 +263,51 @@ def gradient_error(
     kls: Annotated[list[float] | None, typer.Option("--kl", help="KL of a step; 1e-5 to 1e-2.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Training runs, and paths from each stage.")] = 3,
     reference_episodes: Annotated[int, typer.Option(min=20, help="Episodes of the reference batch.")] = 500,
-    output: Annotated[Path, typer.Option(help="Folder of tables and plot.")] = RESULTS,
+    output: Annotated[Path, typer.Option(help="Folder of tables and plot; seeds there are not repeated.")] = Path(
+        "runs/gradient_error"
+    ),
 ) -> None:
     """Measure the error of each gradient estimator along training runs; write two tables and a plot."""
     torch.set_num_threads(1)
     task_id = get_task(task).id
-    errors: list[dict[str, Any]] = []
-    weights: list[dict[str, Any]] = []
+    errors = Rows(output / f"errors_{task_id}.csv", (*PATH, "step", "estimator"))
+    weights = Rows(output / f"weights_{task_id}.csv", (*PATH, "step", "anchor", "horizon"))
+    stages, kls = sorted(stages or STAGES), kls or list(KLS)
     for seed in range(seeds):
-        env, probe = make_vec(task_id, 20, seed), make_vec(task_id, PROBE_ENVS, 1_000 + seed)
-        model = GPOMDP("MlpPolicy", env, baseline="state_value", seed=seed, device="cpu")
-        for stage in sorted(stages or STAGES):
-            use(model, env)
-            model.learn(max(1, stage - model.num_timesteps), reset_num_timesteps=False)
-            use(model, probe)
-            trained, steps = model.policy.state_dict(), model.num_timesteps
-            trained = {name: values.clone() for name, values in trained.items()}
-            for kl in kls or KLS:
-                rows, weight = walk(model, kl, reference_episodes)
-                key = {"task": task_id, "stage": stage, "kl": kl, "seed": seed}
-                errors += [{**key, **row} for row in rows]
-                weights += [{**key, **row} for row in weight]
-                model.policy.load_state_dict(trained)
-                table = _store(errors, output / f"errors_{task_id}.csv")
-                _store(weights, output / f"weights_{task_id}.csv")
-                print(f"{key}: {len(rows)} errors", flush=True)
-            model.num_timesteps = steps
+        last = (MEASURED_AT[-1], "gpomdp_equal")
+        if any(errors.get(task_id, stage, kl, seed, *last) is None for stage in stages for kl in kls):
+            found = along_training(task_id, seed, stages, kls, reference_episodes)
+            weights.add(found[1])
+            errors.add(found[0])  # Last: they say that the seed is finished.
+            print(f"{task_id}, seed {seed}: {len(found[0])} errors", flush=True)
+    table = errors.table()
     plot(table, output / f"gradient_error_{task_id}.png")
     summary = table[table["step"] == N_STEPS].groupby(["stage", "kl", "estimator"], sort=False)["relative_error"]
     print(summary.median().unstack().round(2).to_string())
 
 
-def _store(rows: list[dict[str, Any]], path: Path) -> pd.DataFrame:
-    """Written after every path, so that an interrupted study leaves what it had."""
-    table = pd.DataFrame(rows).round(5)
-    write_atomically(path, table.to_csv(index=False).encode())
-    return table
+def along_training(
+    task_id: str, seed: int, stages: list[int], kls: list[float], reference_episodes: int
+) -> tuple[list[Row], list[Row]]:
+    """The paths of one training run, at every stage one for each KL: rows of errors and rows of weights."""
+    errors: list[Row] = []
+    weights: list[Row] = []
+    env, probe = make_vec(task_id, 20, seed), make_vec(task_id, PROBE_ENVS, 1_000 + seed)
+    model = GPOMDP("MlpPolicy", env, baseline="state_value", seed=seed, device="cpu")
+    for stage in stages:
+        use(model, env)
+        model.learn(max(1, stage - model.num_timesteps), reset_num_timesteps=False)
+        use(model, probe)
+        trained, steps = model.policy.state_dict(), model.num_timesteps
+        trained = {name: values.clone() for name, values in trained.items()}
+        for kl in kls:
+            path = dict(zip(PATH, (task_id, stage, kl, seed), strict=True))
+            for stored, rows in zip((errors, weights), walk(model, kl, reference_episodes), strict=True):
+                stored += [{**path, **_rounded(row)} for row in rows]
+            model.policy.load_state_dict(trained)
+        model.num_timesteps = steps
+    return errors, weights
+
+
+def _rounded(row: Row) -> Row:
+    return {name: float(np.round(value, 5)) if isinstance(value, float) else value for name, value in row.items()}

@@ -6,9 +6,8 @@ and all of it. Seeds are apart from the benchmark's. The score of a run is the m
 over the budget; a run ends at the threshold (two evaluations in a row) and its last evaluation is carried on. The
 best mean score of the second round wins, and goes to ``storm_rl/zoo/tuned_settings.json``.
 
-All runs, training and evaluation, are on the batched environments of ``envs.batched``. The rows are in
-``experiments/results/tune_family/<task>.csv``, one file a task, rewritten whole after each run: a search that was
-interrupted continues. ``python -m experiments tune-family --help``.
+All runs, training and evaluation, are on the batched environments of ``envs.batched``. The rows are in ``<task>.csv``,
+one file a task: a search that was interrupted continues. ``python -m experiments tune-family --help``.
 """
 
 import dataclasses
@@ -29,10 +28,12 @@ from envs import TASKS, Task, get_task
 from envs.batched import BATCHED, make_vec
 from experiments.files import write_atomically
 from experiments.measures import steps_to_threshold
+from experiments.report.page import markdown_table
+from experiments.rows import Row, Rows
 from experiments.runs import EVALUATION_EPISODES, ProtocolCallback
 from storm_rl.zoo.settings import SETTINGS_FILE
 
-RESULTS = Path(__file__).parents[1] / "results" / "tune_family"
+KEY = ("algorithm", "settings", "seed", "budget")
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 BATCH_SIZES = ((10, 5), (30, 10), (100, 10))
 # GPOMDP has one batch size: from the others' smallest small batch to their middle large one.
@@ -42,6 +43,11 @@ BUDGET = 100_000
 EVALUATE_EVERY = 2_500
 FIRST_SEED = 100
 FINALISTS = 3
+SIZES = ("batch_size", "mini_batch_size")
+EXPLANATION = (
+    "The best settings of each algorithm and task, and their runs of the second round (seeds 101, 102): score 0 to 1, "
+    "env steps to the threshold (-: not within the budget), mean return of the last evaluation."
+)
 
 
 def grid(algorithm: str) -> list[dict[str, Any]]:
@@ -96,7 +102,7 @@ def trial(
     budget: int,
     evaluate_every: int = EVALUATE_EVERY,
     batched: bool = True,
-) -> dict[str, Any]:
+) -> Row:
     """One run, as a row of the results.
 
     A setting that fails (weights that overflow, say) is a row with the score of the task's worst return.
@@ -132,37 +138,21 @@ def trial(
     }
 
 
-class Results:
-    """The rows of one task, kept in a file; a trial that is in it is not repeated."""
-
-    def __init__(self, task: Task, folder: Path) -> None:
-        self.task = task
-        self.path = folder / f"{task.id}.csv"
-        rows = pd.read_csv(self.path).to_dict("records") if self.path.exists() else []
-        self.rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in rows]
-
-    def get(self, algorithm: str, settings: dict[str, Any], seed: int, budget: int) -> dict[str, Any]:
-        """The trial's row, from the file or by running it."""
-        key = (algorithm, json.dumps(settings, sort_keys=True), seed, budget)
-        for known in self.rows:
-            if (known["algorithm"], known["settings"], known["seed"], known["budget"]) == key:
-                return known
-        row = trial(algorithm, self.task, settings, seed, budget)
-        print(*(f"{name}={value}" for name, value in row.items()), flush=True)
-        self.rows.append(row)
-        write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False).encode())
-        return row
-
-
-def search(algorithm: str, results: Results, budget: int) -> dict[str, Any]:
+def search(algorithm: str, task: Task, rows: Rows, budget: int) -> dict[str, Any]:
     """Both rounds; the winning settings."""
+
+    def score(settings: dict[str, Any], seed: int, env_steps: int) -> float:
+        row = rows.get(algorithm, json.dumps(settings, sort_keys=True), seed, env_steps)
+        if row is None:
+            row = trial(algorithm, task, settings, seed, env_steps)
+            rows.add([row])
+            print(*(f"{name}={value}" for name, value in row.items()), flush=True)
+        return float(row["score"])
+
     candidates = grid(algorithm)
-    first = [results.get(algorithm, settings, FIRST_SEED, budget // 2)["score"] for settings in candidates]
+    first = [score(settings, FIRST_SEED, budget // 2) for settings in candidates]
     finalists: list[dict[str, Any]] = [candidates[i] for i in np.argsort(first, kind="stable")[::-1][:FINALISTS]]
-    second = [
-        np.mean([results.get(algorithm, settings, FIRST_SEED + k, budget)["score"] for k in (1, 2)])
-        for settings in finalists
-    ]
+    second = [np.mean([score(settings, FIRST_SEED + k, budget) for k in (1, 2)]) for settings in finalists]
     return finalists[int(np.argmax(second))]
 
 
@@ -170,42 +160,51 @@ def tune_family(
     algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
     tasks: Annotated[list[str] | None, typer.Option("--task", help="All that are batched by default.")] = None,
     budget: Annotated[int, typer.Option(help="Env steps of a run of the second round.")] = BUDGET,
-    output: Annotated[Path, typer.Option(help="Folder of the rows.")] = RESULTS,
+    output: Annotated[Path, typer.Option(help="Folder of the rows; runs that are there are not repeated.")] = Path(
+        "runs/tune_family"
+    ),
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="JSON file that the winners are put into; OUTPUT/tuned_settings.json by default."),
+    ] = None,
 ) -> None:
-    """Search the grid for each algorithm and task, and write the winners where the agents read them."""
+    """Search the grid for each algorithm and task; agents read the winners in storm_rl/zoo/tuned_settings.json."""
     torch.set_num_threads(1)
+    path = settings or output / SETTINGS_FILE.name
     for task_id in tasks or list(BATCHED):
-        results = Results(get_task(task_id), output)
+        task = get_task(task_id)
+        rows = Rows(output / f"{task.id}.csv", KEY)
         for algorithm in algorithms or FAMILY:
-            winner = search(algorithm, results, budget)
-            settings = json.loads(SETTINGS_FILE.read_text())
-            settings.setdefault(algorithm, {})[task_id] = winner
-            content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-            write_atomically(SETTINGS_FILE, content.encode())
+            winner = search(algorithm, task, rows, budget)
+            winners: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+            winners.setdefault(algorithm, {})[task_id] = winner
+            write_atomically(path, (json.dumps(winners, indent=2, sort_keys=True) + "\n").encode())
             print(f"{algorithm} on {task_id}: {winner}", flush=True)
     write_atomically(output / "table.md", table(output).encode())
 
 
 def table(folder: Path) -> str:
     """For each task and algorithm the settings that won and their runs of the second round, as Markdown."""
-    lines = [
-        "The best settings of each algorithm and task, and their runs of the second round (seeds 101, 102): score 0 to "
-        "1, env steps to the threshold (-: not within the budget), mean return of the last evaluation.",
-        "",
-        "| task | algorithm | learning rate | batch | baseline | score | env steps to threshold | last return |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for task_id in TASKS:
-        path = folder / f"{task_id}.csv"
-        rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["algorithm", "seed", "settings"])
-        second = rows[rows["seed"] > FIRST_SEED]
-        for algorithm, runs in second.groupby("algorithm", sort=False):
+        rows = Rows(folder / f"{task_id}.csv", KEY).table()
+        if rows.empty:
+            continue
+        for algorithm, runs in rows[rows["seed"] > FIRST_SEED].groupby("algorithm", sort=False):
             scores = runs.groupby("settings")["score"].mean()
             won = runs[runs["settings"] == scores.idxmax()]
             settings = json.loads(str(scores.idxmax()))
-            sizes = [str(settings[name]) for name in ("batch_size", "mini_batch_size") if name in settings]
-            steps = ", ".join("-" if np.isnan(value) else f"{value:,.0f}" for value in won["steps_to_threshold"])
-            cells = [task_id, algorithm, settings["learning_rate"], "/".join(sizes), settings["baseline"]]
-            cells += [f"{scores.max():.2f}", steps, ", ".join(f"{value:.0f}" for value in won["last_return"])]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+            steps = ("-" if np.isnan(value) else f"{value:,.0f}" for value in won["steps_to_threshold"])
+            lines.append(
+                {
+                    "task": task_id,
+                    "algorithm": algorithm,
+                    "learning rate": settings["learning_rate"],
+                    "batch": "/".join(str(settings[name]) for name in SIZES if name in settings),
+                    "baseline": settings["baseline"],
+                    "score": f"{scores.max():.2f}",
+                    "env steps to threshold": ", ".join(steps),
+                    "last return": ", ".join(f"{value:.0f}" for value in won["last_return"]),
+                }
+            )
+    return f"{EXPLANATION}\n\n{markdown_table(pd.DataFrame(lines))}\n"

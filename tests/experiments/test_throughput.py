@@ -20,8 +20,8 @@ QUICK += ["--width", "64", "--batch", "512", "--steps", "1", "--no-memory", "--o
 
 
 def made_up(repeat: int, run: str, algorithm: str, environments: str, n_envs: int, rate: float) -> dict[str, Any]:
-    row = {"run": run, "git": "abc", "length": "1 s", "machine": "made up", "task": "CartPole-v1", "device": "cpu"}
-    row |= {"threads": "1"}
+    row = {"run": run, "git": "abc", "length": "1 s", "machine": "made up", "task": "CartPole-v1"}
+    row |= {"device": "cpu", "threads": "1"}
     row |= {"algorithm": algorithm, "environments": environments, "n_envs": n_envs, "n_steps": 32, "width": 64}
     row |= {"own_n_envs": n_envs == 8, "own_n_steps": True, "repeat": repeat, "steps_per_second": rate}
     return row | {"update_ms_each": float(n_envs), "transitions": 32 * n_envs, "parameters": 1000}

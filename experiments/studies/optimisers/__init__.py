@@ -1,97 +1,68 @@
 """STORM+, STORM and META-STORM against SGD and Adam: gradient norms, loss scales, digits, cost."""
 
+import dataclasses
 import json
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
+import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 
-from experiments.files import write_atomically
-from experiments.studies.optimisers import cost, report, runs
+from experiments.rows import Rows
+from experiments.studies.optimisers import cost, jobs, report
+from experiments.studies.optimisers.jobs import Job
 
-RESULTS = Path("experiments/results/optimisers")
+KEY = tuple(field.name for field in dataclasses.fields(Job))
 
 
 def optimisers(
-    output: Annotated[Path, typer.Option(help="Tables, plots, all runs in one compressed file.")] = RESULTS,
-    runs_folder: Annotated[
-        Path, typer.Option("--runs", help="One file a finished run; what is there is not run again.")
-    ] = Path("runs/optimisers"),
+    output: Annotated[Path, typer.Option(help="Tables, plots, raw rows; runs that are there are not repeated.")] = Path(
+        "runs/optimisers"
+    ),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 .. n-1 of every measured run.")] = 5,
     workers: Annotated[int, typer.Option(min=1, help="Runs in parallel; the cost is measured alone.")] = 1,
     quick: Annotated[bool, typer.Option(help="Short runs, to see that everything works.")] = False,
     report_only: Annotated[bool, typer.Option(help="Rebuild from the compressed file, run nothing.")] = False,
 ) -> None:
     """Compare the optimisers with SGD and Adam: gradient norms, loss scales, digits, cost."""
-    main(output, seeds, workers, quick, runs_folder=runs_folder, report_only=report_only)
-
-
-def main(
-    output: Path,
-    seeds: int,
-    workers: int,
-    quick: bool,
-    *,
-    runs_folder: Path = Path("runs/optimisers"),
-    report_only: bool = False,
-) -> None:
-    """Run what is missing, store it compactly, and write tables and plots.
-
-    Args:
-        output: Folder of the results; its ``runs.json.gz`` holds all runs.
-        seeds: Number of seeds.
-        workers: Parallel runs; each has one thread.
-        quick: Short runs and small networks.
-        runs_folder: One file for each finished run, and each size of the cost; skipped on restart.
-        report_only: Run nothing, rebuild tables and plots from ``output``.
-    """
-    raw = output / "runs.json.gz"
+    compressed = output / "runs.json.gz"
     if not report_only:
-        folder = runs_folder / ("quick" if quick else "full")
-        tuning = perform_all("tuning", runs.tuning_jobs(quick), folder, workers)
+        folder = output / "raw" / ("quick" if quick else "full")
+        rows = Rows(folder / "runs.csv", KEY)
+        tuning = perform_all("tuning", jobs.tuning_jobs(quick), rows, workers)
         ends: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
         for record in tuning:
             key = record["problem"], record["method"], record["steps"]
-            ends.setdefault(key, []).append((runs.score(record, quick), record["setting"]))
+            ends.setdefault(key, []).append((jobs.score(record, quick), record["setting"]))
         best = {key: min(values)[1] for key, values in ends.items()}
-        jobs = runs.main_jobs(seeds, quick, lambda *key: best.get(key))
-        records = perform_all("measuring", jobs, folder, workers)
-        costs = [row for size in cost.sizes(quick) for row in measured_cost(size, quick, folder)]
-        report.write_raw(tuning + records, costs, raw)
-    records, costs = report.read_raw(raw)
-    report.build(records, costs, output)
-    Console().print(f"Tables and plots are in {output}")
+        measuring = jobs.main_jobs(seeds, quick, lambda *key: best.get(key))
+        records = perform_all("measuring", measuring, rows, workers)
+        report.write_raw(tuning + records, measured_cost(quick, folder / "cost.csv"), compressed)
+    report.build(*report.read_raw(compressed), output)
+    typer.echo(f"Tables and plots: {output}")
 
 
-def perform_all(title: str, jobs: list[runs.Job], folder: Path, workers: int) -> list[dict[str, Any]]:
-    """All jobs, in their order."""
-    done: dict[runs.Job, dict[str, Any]] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task(title, total=len(jobs))
-        if workers == 1:
-            for job in jobs:
-                progress.update(task, description=f"{title}: {job.study} {job.problem} {job.method}")
-                done[job] = runs.perform(job, folder)
-                progress.advance(task)
-        else:
-            with ProcessPoolExecutor(workers) as pool:
-                waiting = {pool.submit(runs.perform, job, folder): job for job in jobs}
-                for future in as_completed(waiting):
-                    done[waiting[future]] = future.result()
-                    progress.advance(task)
-    return [done[job] for job in jobs]
+def perform_all(title: str, asked: Sequence[Job], rows: Rows, workers: int) -> list[dict[str, Any]]:
+    """The records of all jobs, in their order, after what ``rows`` lack was run; each run has one thread."""
+    missing = [job for job in asked if rows.get(*dataclasses.astuple(job)) is None]
+    if missing:
+        with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+            finished = track(pool.imap(jobs.run, missing), title, total=len(missing))
+            for job, curves in zip(missing, finished, strict=True):
+                rows.add([{**dataclasses.asdict(job), "curves": json.dumps(curves)}])
+    stored = {job: rows.get(*dataclasses.astuple(job)) for job in asked}
+    return [{**dataclasses.asdict(job), "curves": json.loads(row["curves"])} for job, row in stored.items() if row]
 
 
-def measured_cost(size: int, quick: bool, folder: Path) -> list[dict[str, Any]]:
-    """The rows of one network size, measured or as stored."""
-    path = folder / f"cost_{size}.json"
-    if not path.exists():
-        with Console().status(f"cost of a step at {size:,} parameters"):
-            rows = cost.measure(size, quick)
-        write_atomically(path, json.dumps(rows).encode())
-    stored: list[dict[str, Any]] = json.loads(path.read_text())
-    return stored
+def measured_cost(quick: bool, path: Path) -> list[dict[str, Any]]:
+    """The rows of all network sizes, after what ``path`` lacks was measured."""
+    rows = Rows(path, ("size", "method"))
+    for size in track(cost.sizes(quick), "cost of a step"):
+        if rows.get(size, "STORM+") is None:
+            rows.add({"size": size, **row} for row in cost.measure(size, quick))
+    records = rows.table().drop(columns="size").to_dict("records")
+    return [{str(name): None if pd.isna(value) else value for name, value in row.items()} for row in records]

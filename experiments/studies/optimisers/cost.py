@@ -18,7 +18,7 @@ LAYERS = 4
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 # A step of length zero costs the same, and keeps the timed networks where they are.
-CONTESTANTS: dict[str, Make] = {
+OPTIMIZERS: dict[str, Make] = {
     "Adam": lambda params: torch.optim.Adam(params, lr=1e-9),
     "STORM+": lambda params: STORMPlus(params, lr=1e-9),
     "STORM+ foreach": lambda params: STORMPlus(params, lr=1e-9, foreach=True),
@@ -54,13 +54,13 @@ def build(parameters: int) -> tuple[nn.Sequential, Callable[[], Tensor]]:
 
 
 def times(parameters: int, budget: float) -> list[dict[str, Any]]:
-    """Lower quartile of processor seconds, the contestants taking turns; other work on a machine only adds.
+    """Lower quartile of processor seconds, the optimisers taking turns; other work on a machine only adds.
 
     ``ratio`` is to two forward-backward passes plus a step of Adam (the optimiser alone).
     """
     model, closure = build(parameters)
     closure()
-    optimizers = {name: make(list(model.parameters())) for name, make in CONTESTANTS.items()}
+    optimizers = {name: make(list(model.parameters())) for name, make in OPTIMIZERS.items()}
     calls: dict[str, Callable[[], Any]] = {"forward-backward": closure}
     for name, optimizer in optimizers.items():
         if name == "Adam":
@@ -118,7 +118,7 @@ def _memory_in_this_process(parameters: int, method: str) -> float:
         _reset_peak()
         closure()
         own = _peak()
-        optimizer = CONTESTANTS[method](list(model.parameters()))
+        optimizer = OPTIMIZERS[method](list(model.parameters()))
         for _ in range(4):
             if method == "Adam":
                 closure()

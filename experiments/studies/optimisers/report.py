@@ -14,6 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from experiments.files import write_atomically
+from experiments.report.page import markdown_table
+
 Record = dict[str, Any]
 
 # Okabe and Ito's colours, with line styles so that colour is not needed to tell methods apart.
@@ -48,17 +51,17 @@ def write_raw(records: list[Record], costs: list[Record], path: Path) -> None:
             key: [digest(v) for v in values] if isinstance(values, list) else values
             for key, values in record["curves"].items()
         }
-        short.append({**record, "curves": curves})
-    path.parent.mkdir(parents=True, exist_ok=True)
+        # A part of the study was called "study" when the first runs were stored.
+        short.append({"study" if key == "part" else key: value for key, value in {**record, "curves": curves}.items()})
     text = json.dumps({"runs": short, "costs": costs}, separators=(",", ":"))
     # No time stamp inside, so that the same runs give the same bytes.
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    write_atomically(path, gzip.compress(text.encode(), mtime=0))
 
 
 def read_raw(path: Path) -> tuple[list[Record], list[Record]]:
     """What :func:`write_raw` stored."""
     stored = json.loads(gzip.decompress(path.read_bytes()))
-    return stored["runs"], stored["costs"]
+    return [{"part": run.pop("study"), **run} for run in stored["runs"]], stored["costs"]
 
 
 def build(records: list[Record], costs: list[Record], folder: Path) -> list[pd.DataFrame]:
@@ -76,37 +79,29 @@ def build(records: list[Record], costs: list[Record], folder: Path) -> list[pd.D
     plot_cost(tables["cost"], folder / "cost.png")
     lines = ["# The optimisers: results", "", "Written by `python -m experiments optimisers`.", ""]
     for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-        lines += [f"## {name.replace('_', ' ').capitalize()}", "", markdown(table), ""]
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+        lines += [f"## {name.replace('_', ' ').capitalize()}", "", markdown_table(table.map(_cell)), ""]
         lines += [f"![{name}]({name}.png)", ""]
-    (folder / "README.md").write_text("\n".join(lines))
+    write_atomically(folder / "README.md", "\n".join(lines).encode())
     return list(tables.values())
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table, without a further dependency."""
-
-    def cell(value: Any) -> str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return ""
-        return f"{value:.3g}" if isinstance(value, float) else f"{value}"
-
-    rows = [list(table.columns), ["---"] * len(table.columns)]
-    rows += [[cell(value) for value in row] for row in table.itertuples(index=False)]
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(lines)
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
 
 
 def label(record: Record) -> str:
     """The method, with where its setting comes from."""
-    return str(record["method"]) + (", default" if record["study"].endswith("-default") else "")
+    return str(record["method"]) + (", default" if record["part"].endswith("-default") else "")
 
 
-def grouped(records: list[Record], study: str) -> dict[tuple[str, str], list[Record]]:
-    """Runs of a study and its defaults by (problem, label), in the order in which they were asked for."""
+def grouped(records: list[Record], part: str) -> dict[tuple[str, str], list[Record]]:
+    """Runs of a part of the study and its defaults by (problem, label), in the order in which they were asked for."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
-        if record["study"] in (study, f"{study}-default"):
+        if record["part"] in (part, f"{part}-default"):
             groups[record["problem"], label(record)].append(record)
     return groups
 
@@ -134,17 +129,17 @@ def norms_table(records: list[Record]) -> pd.DataFrame:
     """Slopes of the mean gradient norm since step 1, which theory bounds, and of the current one."""
     rows = []
     for (problem, method), runs in grouped(records, "norms").items():
-        kept = [run["curves"] for run in runs if not run["curves"]["diverged"]]
+        finite = [run["curves"] for run in runs if not run["curves"]["diverged"]]
         row: dict[str, Any] = {"problem": problem, "method": method, "setting": runs[0]["setting"]}
-        row |= {"runs": len(runs), "diverged": len(runs) - len(kept), "theory": THEORY.get(method, "")}
-        if kept:
+        row |= {"runs": len(runs), "diverged": len(runs) - len(finite), "theory": THEORY.get(method, "")}
+        if finite:
             for name, key in (("slope of mean", "mean"), ("slope of current", "window")):
-                row[name], row[f"{name}, s.e."] = mean_and_error([slope(c["samples"], c[key]) for c in kept])
-            row["mean norm"], row["mean norm, s.e."] = mean_and_error([c["mean"][-1] for c in kept])
+                row[name], row[f"{name}, s.e."] = mean_and_error([slope(c["samples"], c[key]) for c in finite])
+            row["mean norm"], row["mean norm, s.e."] = mean_and_error([c["mean"][-1] for c in finite])
             # A step of the STORM family takes two gradients, so it gets half the samples.
             share = 0.5 if "STORM" in method else 1.0
-            row["mean norm, equal gradients"] = mean_and_error([at(c, share) for c in kept])[0]
-            row["last norm"] = mean_and_error([c["window"][-1] for c in kept])[0]
+            row["mean norm, equal gradients"] = mean_and_error([at(c, share) for c in finite])[0]
+            row["last norm"] = mean_and_error([c["window"][-1] for c in finite])[0]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -179,12 +174,12 @@ def digits_table(records: list[Record]) -> pd.DataFrame:
     """Train loss and test accuracy after the last epoch."""
     rows = []
     for (problem, method), runs in grouped(records, "digits").items():
-        kept = [run["curves"] for run in runs if not run["curves"]["diverged"]]
+        finite = [run["curves"] for run in runs if not run["curves"]["diverged"]]
         row: dict[str, Any] = {"network": problem, "method": method, "setting": runs[0]["setting"]}
-        row |= {"runs": len(runs), "diverged": len(runs) - len(kept)}
-        if kept:
-            row["train loss"], row["train loss, s.e."] = mean_and_error([c["loss"][-1] for c in kept])
-            row["test accuracy"], row["test accuracy, s.e."] = mean_and_error([c["accuracy"][-1] for c in kept])
+        row |= {"runs": len(runs), "diverged": len(runs) - len(finite)}
+        if finite:
+            row["train loss"], row["train loss, s.e."] = mean_and_error([c["loss"][-1] for c in finite])
+            row["test accuracy"], row["test accuracy, s.e."] = mean_and_error([c["accuracy"][-1] for c in finite])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -196,12 +191,12 @@ def plot_norms(records: list[Record], path: Path) -> None:
     figure, axes = plt.subplots(1, len(problems), figsize=(3.6 * len(problems), 3.9), squeeze=False)
     for axis, problem in zip(axes[0], problems, strict=True):
         for (where, method), runs in groups.items():
-            kept = [run["curves"] for run in runs if not run["curves"]["diverged"]]
-            if where != problem or not kept:
+            finite = [run["curves"] for run in runs if not run["curves"]["diverged"]]
+            if where != problem or not finite:
                 continue
             colour, line = STYLES[method]
-            x = kept[0]["samples"]
-            y = np.array([c["mean"] for c in kept])
+            x = finite[0]["samples"]
+            y = np.array([c["mean"] for c in finite])
             width = 2.2 if method == "STORM+" else 1.3
             axis.plot(x, y.mean(0), line, color=colour, label=method, linewidth=width)
             axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.12, linewidth=0)
@@ -248,14 +243,14 @@ def plot_digits(records: list[Record], path: Path) -> None:
     figure, axes = plt.subplots(2, len(networks), figsize=(4.8 * len(networks), 6.2), squeeze=False)
     for column, kind in enumerate(networks):
         for (where, method), runs in groups.items():
-            kept = [run["curves"] for run in runs if not run["curves"]["diverged"]]
-            if where != kind or not kept:
+            finite = [run["curves"] for run in runs if not run["curves"]["diverged"]]
+            if where != kind or not finite:
                 continue
             colour, line = STYLES[method]
             width = 2.2 if method.startswith("STORM+") else 1.3
             for row, key in enumerate(("loss", "accuracy")):
-                y = np.array([c[key] for c in kept]).mean(0)
-                axes[row, column].plot(kept[0]["epoch"], y, line, color=colour, label=method, linewidth=width)
+                y = np.array([c[key] for c in finite]).mean(0)
+                axes[row, column].plot(finite[0]["epoch"], y, line, color=colour, label=method, linewidth=width)
         axes[0, column].set(yscale="log", title=kind)
         axes[1, column].set(xlabel="epoch", ylim=(0.5, 1.0))
     axes[0, 0].set_ylabel("train loss (cross-entropy)")

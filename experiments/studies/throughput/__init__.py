@@ -8,7 +8,7 @@ import itertools
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -18,15 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents import get_contestant
 from envs import get_task
-from experiments.files import write_atomically
 from experiments.measures import measured
 from experiments.report.study import OURS, REFERENCE
+from experiments.rows import Rows
 from experiments.runs import git_revision
 from experiments.storage import load_runs
 from experiments.studies.throughput import report
 from experiments.studies.throughput.configurations import (
     ALGORITHMS,
     BATCHES,
+    KEY,
     N_ENVS,
     THREADS,
     WIDTHS,
@@ -37,6 +38,7 @@ from experiments.studies.throughput.measure import machine, memory, speed, use_t
 from experiments.studies.tune_family import UntilThreshold
 
 TIMED = "timed.csv"
+TIMED_KEY = ("task", "seed", "agent")
 TIMED_TASKS = ["CartPole-v1", "Acrobot-v1"]
 # The row of a configuration that holds its memory, which needs no repeats.
 MEMORY = -1
@@ -58,7 +60,7 @@ class Threads(StrEnum):
 
 def throughput(
     algorithms: Annotated[
-        list[str] | None, typer.Option("--algorithm", help="A contestant; give the option once for each.")
+        list[str] | None, typer.Option("--algorithm", help="An agent; give the option once for each.")
     ] = None,
     n_envs: Annotated[list[int] | None, typer.Option(min=1, help="Beside each one's own; 1, 8, 32, 64, 128.")] = None,
     widths: Annotated[
@@ -89,20 +91,12 @@ def throughput(
         raise ValueError("--device cuda: torch finds no CUDA device")
     if runs is not None and timed_seeds:
         raise ValueError("--runs reads stored runs, --timed-seeds makes them: leave out one")
-    found = configurations(
-        get_task(task).id,
-        algorithms or ALGORITHMS,
-        n_envs or N_ENVS,
-        widths or WIDTHS,
-        batches or BATCHES,
-        device,
-        threads or THREADS,
-    )
+    sizes = (n_envs or N_ENVS, widths or WIDTHS, batches or BATCHES)
+    found = configurations(get_task(task).id, algorithms or ALGORITHMS, *sizes, device, threads or THREADS)
     rows = measure_all(found, output / "throughput.csv", seconds, steps, repeats, with_memory)
-    with use_threads("1"):
-        timed = None if runs is None else to_threshold(runs)
-        if timed_seeds or (runs is None and (output / TIMED).exists()):
-            timed = time_all(output / TIMED, timed_seeds)
+    timed = None if runs is None else to_threshold(runs)
+    if timed_seeds or (runs is None and (output / TIMED).exists()):
+        timed = time_all(output / TIMED, timed_seeds)
     report.build(rows, timed, output)
     Console().print(f"Raw rows, table and plots: {output}", soft_wrap=True)
 
@@ -115,18 +109,17 @@ def measure_all(
     Raises:
         ValueError: It holds measures of another length, which are not comparable.
     """
-    keys = [name for name, entry in Configuration.__dataclass_fields__.items() if entry.compare]
     length = f"{seconds:g} s" if steps is None else f"{steps} steps"
-    rows: list[dict[str, Any]] = read_rows(path).to_dict("records") if path.exists() else []  # type: ignore[assignment]
-    others = {row["length"] for row in rows} - {length}
+    # The first rows were all measured with one thread, and do not say so.
+    rows = Rows(path, (*KEY, "repeat"), {"threads": Threads.ONE.value})
+    others = {row["length"] for row in rows.table().to_dict("records")} - {length}
     if others:
         raise ValueError(f"{path} holds measures of {', '.join(sorted(others))}, not {length}; use another folder.")
-    done = {(*(row[key] for key in keys), row["repeat"]) for row in rows}
     turns = [*([MEMORY] if with_memory else []), *range(repeats)]
-    jobs = [(turn, c) for turn in turns for c in found if (*(getattr(c, key) for key in keys), turn) not in done]
-    jobs = [(turn, c) for turn, c in jobs if turn != MEMORY or c.threads == "1"]
-    # Rows of different runs of this command are not put in ratio to each other.
-    run = {"run": time.strftime("%Y-%m-%dT%H:%M:%S"), "git": git_revision(), "length": length}
+    jobs = [(turn, c) for turn in turns for c in found if rows.get(*c.key(), turn) is None]
+    jobs = [(turn, c) for turn, c in jobs if turn != MEMORY or c.threads == Threads.ONE]
+    # Rows of different calls of this command are not put in ratio to each other.
+    call = {"run": time.strftime("%Y-%m-%dT%H:%M:%S"), "git": git_revision(), "length": length}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=len(jobs))
@@ -134,39 +127,31 @@ def measure_all(
             progress.update(bar, description=f"{c.algorithm} {c.n_envs} {c.environments}, width {c.width}")
             with use_threads(c.threads):
                 measures = memory(c) if turn == MEMORY else speed(c, seconds, steps)
-            rows.append({**run, "machine": machine(c.device, c.threads), **vars(c), "repeat": turn, **measures})
-            write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
+                rows.add([{**call, "machine": machine(c), **vars(c), "repeat": turn, **measures}])
             progress.advance(bar)
-    return pd.DataFrame(rows)
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """Stored rows; those from before default threads were measured are of one thread."""
-    rows = pd.read_csv(path, dtype={"threads": str})
-    return rows if "threads" in rows else rows.assign(threads="1")
+    return rows.table()
 
 
 def time_all(path: Path, seeds: int) -> pd.DataFrame:
     """All rows of ``path``, after what it lacks was measured: the time of STORM+PG and tuned PPO to the threshold.
 
-    By the benchmark's protocol, but a run ends with the second evaluation at the threshold. Agents take turns.
+    By the benchmark's protocol, on one core, but a run ends with the second evaluation at the threshold. Agents take
+    turns.
     """
-    rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []  # type: ignore[assignment]
-    done = {(row["task"], row["seed"], row["agent"]) for row in rows}
-    jobs = [job for job in itertools.product(TIMED_TASKS, range(seeds), (OURS, REFERENCE)) if job not in done]
+    rows = Rows(path, TIMED_KEY)
+    jobs = [job for job in itertools.product(TIMED_TASKS, range(seeds), (OURS, REFERENCE)) if rows.get(*job) is None]
     for task_id, seed, agent in track(jobs, "time to the threshold"):
         task = get_task(task_id)
         callback = UntilThreshold(task, batched=False)
-        model = get_contestant(agent).build(task_id, seed, None)
-        model.learn(task.budget, callback=callback)
+        with use_threads(Threads.ONE):
+            get_contestant(agent).build(task_id, seed, None).learn(task.budget, callback=callback)
         hit, evaluations = callback.hit(), callback.evaluations
         row = {"task": task_id, "seed": seed, "agent": agent, "git": git_revision(), "reached": hit is not None}
         row["steps_to_threshold"] = task.budget if hit is None else hit
         seconds = evaluations["learn_seconds"]
         row["seconds_to_threshold"] = seconds[-1 if hit is None else evaluations["step"].index(hit)]
-        rows.append(row)
-        write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
-    return pd.DataFrame(rows)
+        rows.add([row])
+    return rows.table()
 
 
 def to_threshold(folder: Path) -> pd.DataFrame:

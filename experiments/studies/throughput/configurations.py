@@ -1,7 +1,7 @@
 """What is measured: the algorithms at numbers of environments, network widths and batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -23,7 +23,10 @@ BATCHES = (512, 2048, 8192)
 
 @dataclass(frozen=True)
 class Configuration:
-    """What identifies a measurement; ``own_*`` say whether it is the algorithm's own setting on the task."""
+    """What identifies a measurement; ``own_*`` say whether it is the algorithm's own setting on the task.
+
+    ``threads`` is ``"1"``, on one core, or ``"default"``: as many as the libraries choose.
+    """
 
     task: str
     algorithm: str
@@ -36,6 +39,10 @@ class Configuration:
     own_n_envs: bool = field(default=False, compare=False)
     own_n_steps: bool = field(default=True, compare=False)
 
+    def key(self) -> tuple[Any, ...]:
+        """The values of the columns `KEY`."""
+        return tuple(getattr(self, name) for name in KEY)
+
     def build(self) -> OnPolicyAlgorithm:
         """The model with its environments, ready for ``learn``."""
         arguments = {
@@ -47,8 +54,11 @@ class Configuration:
         return build(self.task, self.algorithm, self.environments, **arguments)
 
 
+KEY = tuple(entry.name for entry in fields(Configuration) if entry.compare)
+
+
 def build(task: str, algorithm: str, environments: str = "gymnasium", **arguments: Any) -> OnPolicyAlgorithm:
-    """The contestant on one kind of environments; ``arguments`` replace its settings.
+    """The agent on one kind of environments; ``arguments`` replace its settings.
 
     Raises:
         ValueError: Not an on-policy algorithm of SB3's kind, whose time has no such split.

@@ -34,7 +34,7 @@ def use_threads(name: str) -> Iterator[None]:
     if name == "default":
         yield
         return
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if allowed:
@@ -43,7 +43,7 @@ def use_threads(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         if allowed:
             os.sched_setaffinity(0, allowed)
 
@@ -200,7 +200,8 @@ def memory(configuration: Configuration) -> dict[str, float]:
 
 
 def _memory_in_this_process(configuration: Configuration) -> dict[str, float]:
-    torch.set_num_threads(1)
+    if configuration.threads != "default":
+        torch.set_num_threads(int(configuration.threads))
     # What the libraries take, once loaded and warm, is not the configuration's.
     small = replace(configuration, n_envs=1, n_steps=64, width=64).build()
     small.learn(64)
@@ -228,11 +229,11 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
-def machine(device: str, threads: str) -> str:
-    """What the figures were measured on, in words; on the CPU with the kernels of numpy's matrix products."""
-    if device == "cuda":
+def machine(configuration: Configuration) -> str:
+    """What a row was measured on, in words; on the CPU with the kernels of numpy's matrix products."""
+    if configuration.device == "cuda":
         return torch.cuda.get_device_name()
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     kernels = [f"{library['internal_api']} for {library.get('architecture', 'any')}" for library in libraries]
-    used = "one used" if threads == "1" else "default threads"
+    used = "one used" if configuration.threads == "1" else "default threads"
     return ", ".join([platform.machine(), f"{os.cpu_count()} cores", used, *dict.fromkeys(kernels)])

@@ -12,20 +12,8 @@ from experiments.plots import new_figure, save
 from experiments.report.figures import style
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS, REFERENCE, label
-from experiments.studies.throughput.configurations import ENVIRONMENTS, WIDTHS
+from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, WIDTHS
 
-KEYS = [
-    "device",
-    "threads",
-    "task",
-    "algorithm",
-    "environments",
-    "n_envs",
-    "n_steps",
-    "width",
-    "own_n_envs",
-    "own_n_steps",
-]
 PARTS = {"environment_us": "environment", "policy_us": "policy", "update_us": "update", "other_us": "other"}
 EXPLANATION = (
     "Env steps per second of `learn()`, medians over repeats of rows measured in turns. *Threads*: 1 is one core with "
@@ -39,11 +27,15 @@ EXPLANATION = (
 
 def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
     """Write ``throughput.md``, ``throughput.png`` and ``cost.png`` into ``output``."""
-    rows = rows.assign(share_of_raw=rows["steps_per_second"] / rows["raw_steps_per_second"])
+    # A file that holds no other value than 1 is read as numbers.
+    rows = rows.assign(
+        share_of_raw=rows["steps_per_second"] / rows["raw_steps_per_second"], threads=rows["threads"].astype(str)
+    )
     # Own settings are no part of what identifies a row, but always the same for it.
-    medians = rows.drop(columns=["run", "git", "length", "machine"]).groupby(KEYS, sort=False).median().reset_index()
-    # How cost grows is shown for the task that was measured first; more of them are for the ratios.
-    first = medians[(medians["task"] == medians["task"].iloc[0]) & (medians["threads"] == "1")]
+    by = [*KEY, "own_n_envs", "own_n_steps"]
+    medians = rows.drop(columns=["run", "git", "length", "machine"]).groupby(by, sort=False).median().reset_index()
+    # How cost grows is shown for the task that was measured first and one number of threads.
+    first = medians[(medians["task"] == medians["task"].iloc[0]) & (medians["threads"] == medians["threads"].iloc[0])]
     sections = [
         "# Throughput",
         EXPLANATION,
@@ -94,9 +86,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for rows_of_ours in (*chosen, on["batched"][variants]):
         both = rows_of_ours.merge(ppo, on=pair, suffixes=("", "_ppo"))
-        for (name, device, threads, task), group in both.groupby(
-            ["algorithm", "device", "threads", "task"], sort=False
-        ):
+        for (name, device, threads, task), group in both.groupby(["algorithm", *pair[1:4]], sort=False):
             each = group[speed] / group[f"{speed}_ppo"]
             table.append(
                 {
@@ -171,8 +161,7 @@ def _configurations(medians: pd.DataFrame) -> pd.DataFrame:
     table["environments"] = [f"**{n} {kind}**" if own else f"{n} {kind}" for n, kind, own in sizes]
     table["batch"] = [f"{a * b:,}" for a, b in zip(medians["n_envs"], medians["n_steps"], strict=True)]
     table["width"] = medians["width"]
-    table["device"] = medians["device"]
-    table["threads"] = medians["threads"]
+    table[["device", "threads"]] = medians[["device", "threads"]]
     table["steps / s"] = [_number(value, 0) for value in medians["steps_per_second"]]
     for column, name in PARTS.items():
         table[f"{name} (µs)"] = [_number(value, 1) for value in medians[column]]

@@ -1,15 +1,12 @@
-"""The runs of the study: what a job is, how it is done, and how it is stored."""
+"""The runs of the study: what a job is, and how it is done."""
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.files import write_atomically
 from experiments.studies.optimisers.problems import PROBLEMS, batches, digits, network
 from storm_rl.optim import STORM, MetaSTORM, STORMPlus
 
@@ -37,9 +34,9 @@ DEFAULTS = {"SGD": 1e-3, "Adam": 1e-3, "STORM": 100.0}
 
 @dataclass(frozen=True)
 class Job:
-    """One run. ``setting`` is the learning rate, or STORM's ``c``; None where there is nothing to set."""
+    """One run, for a part of the study. ``setting`` is the learning rate, or STORM's ``c``; None for nothing to set."""
 
-    study: str
+    part: str
     problem: str
     method: str
     seed: int
@@ -47,15 +44,9 @@ class Job:
     setting: float | None = None
     scale: float = 1.0
 
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        words = (self.study, self.problem, self.method, self.setting, self.scale, self.steps, self.seed)
-        return "_".join(str(word).replace(" ", "-").replace("/", "over") for word in words) + ".json"
-
 
 def optimizer_for(method: str, params: Iterable[Tensor], setting: float | None) -> torch.optim.Optimizer:
-    """The contestant. The samples are drawn outside of the closures, so no random state is replayed."""
+    """The optimiser. The samples are drawn outside of the closures, so no random state is replayed."""
     if method.startswith("STORM+"):
         floor = 0.1 if "floor" in method else 0.0
         return STORMPlus(params, momentum_floor=floor, per_coordinate="per coord" in method, replay=False)
@@ -148,18 +139,6 @@ def run_digits(job: Job) -> dict[str, Any]:
         curves["loss"].append(loss)
         curves["accuracy"].append(accuracy)
     return curves
-
-
-def perform(job: Job, folder: Path) -> dict[str, Any]:
-    """Run, or read what a former run has stored. A file is written whole or not at all."""
-    path = folder / job.name
-    if path.exists():
-        stored: dict[str, Any] = json.loads(path.read_text())
-        return stored
-    torch.set_num_threads(1)
-    record = {**asdict(job), "curves": run(job)}
-    write_atomically(path, json.dumps(record).encode())
-    return record
 
 
 def score(record: dict[str, Any], quick: bool) -> float:
