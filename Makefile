@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # Test processes at a time.
 WORKERS ?= 2
 
-.PHONY: help benchmark benchmark-full test check docs docs-serve dist test-wheel clean
+.PHONY: help benchmark benchmark-full test test-fast check format docs docs-serve dist test-wheel clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -21,10 +21,17 @@ benchmark-full: $(INSTALLED) ## Every agent, all five tasks, ten seeds, and the 
 test: $(INSTALLED) ## Run the tests.
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
+test-fast: $(INSTALLED) ## Run the tests but for those of more than five seconds.
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow"
+
 check: $(INSTALLED) ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: $(INSTALLED) ## Format the code, and repair what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 docs: $(INSTALLED) ## Build the documentation into site.
 	$(BIN)/python -m mkdocs build --strict

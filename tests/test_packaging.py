@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -34,3 +35,9 @@ def test_library_imports_nothing_from_the_repositorys_other_folders() -> None:
             elif isinstance(node, ast.ImportFrom):
                 modules = [node.module or ""]
             assert not {module.split(".")[0] for module in modules} & forbidden, path
+
+
+def test_hooks_before_a_commit_run_the_pinned_ruff() -> None:
+    pinned = re.search(r"^ruff==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert f"rev: v{pinned[1]}\n" in (ROOT / ".pre-commit-config.yaml").read_text()

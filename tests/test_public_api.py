@@ -33,6 +33,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 def test_a_users_program_type_checks_and_its_mistakes_do_not(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(PROGRAM)

@@ -48,15 +48,6 @@ def environment_state(env: VecEnv | gym.Env[Any, Any]) -> Any:
 
     Raises:
         ValueError: Something in ``env`` is not plain data; the message names the attribute.
-
-    Example:
-        >>> from stable_baselines3.common.env_util import make_vec_env
-        >>> from storm_rl.common.environment_state import environment_state, restore_environment
-        >>> first, second = make_vec_env("CartPole-v1", 2, seed=0), make_vec_env("CartPole-v1", 2, seed=1)
-        >>> _ = first.reset(), second.reset()
-        >>> restore_environment(second, environment_state(first))
-        >>> bool((first.step([0, 1])[0] == second.step([0, 1])[0]).all())
-        True
     """
     return _encode(env, type(env).__name__, set())
 

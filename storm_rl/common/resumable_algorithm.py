@@ -249,14 +249,6 @@ class ResumableAlgorithm(BaseAlgorithm):
             FileNotFoundError: There is no such file.
             ValueError: A damaged or foreign file, other spaces than the saved ones, or ``force_reset=False`` with
                 environments that are not the saved ones.
-
-        Example:
-            >>> from stable_baselines3.common.env_util import make_vec_env
-            >>> from storm_rl import STORMPlusPG
-            >>> model = STORMPlusPG("MlpPolicy", make_vec_env("CartPole-v1", 4), seed=0).learn(1_000)
-            >>> model.save("/tmp/run", include=["env_state"])
-            >>> model = STORMPlusPG.load("/tmp/run", env=make_vec_env("CartPole-v1", 4), force_reset=False)
-            >>> model = model.learn(1_000, reset_num_timesteps=False)
         """
         # A base class's model is accepted, as by SB3. The names do not depend on the instance.
         accepted = [kind.__name__ for kind in cls.__mro__ if issubclass(kind, ResumableAlgorithm)]

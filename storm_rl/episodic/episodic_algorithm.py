@@ -192,10 +192,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     # Collection -------------------------------------------------------------------------------------------------
 
     def collect_trajectories(self, callback: BaseCallback, n_episodes: int) -> bool:
-        """Collect a batch of ``n_episodes`` complete episodes into ``self._batch``.
-
-        Returns:
-            False if a callback ended training; the batch is then lost.
+        """Collect a batch of ``n_episodes`` complete episodes; False if a callback ended training, and it is lost.
 
         Raises:
             ValueError: If an action, reward or observation is not finite, or an episode does not end.

@@ -48,16 +48,6 @@ class MetaSTORM(RecursiveOptimizer):
     Raises:
         ValueError: If an option is negative, NaN or out of its range, or the variant is unknown.
         TypeError: If an option is not a number, or a parameter is complex.
-
-    Example:
-        >>> import torch
-        >>> x = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = MetaSTORM([x], variant="gradient", p=1 / 3)
-        >>> def closure():
-        ...     loss = (x**2).sum()
-        ...     loss.backward()
-        ...     return loss
-        >>> loss = optimizer.step(closure)
     """
 
     algorithm = "META-STORM"

@@ -121,12 +121,7 @@ def recursive_direction(
 ) -> list[Tensor]:
     """``d_t = g_t + (1 - a_t) (d_{t-1} - g'_t)``, as new tensors.
 
-    Args:
-        gradients: ``g_t``, the gradients at the current parameters, one tensor a parameter.
-        previous_direction: ``d_{t-1}``.
-        gradients_at_previous: ``g'_t``, the gradients at the *previous* parameters on the sample of ``g_t``
-            (importance-weighted where the sample's distribution moves with the parameters).
-        momentum: ``a_t``; 1 gives ``g_t`` alone.
+    ``g'_t`` is importance-weighted where the sample's distribution moves with the parameters.
     """
     direction = [tensor.clone() for tensor in previous_direction]
     update_direction(direction, gradients, gradients_at_previous, float(momentum))

@@ -75,8 +75,6 @@ class RecursiveOptimizer(Optimizer, ABC):
         }
         super().__init__(params, defaults)
 
-    # The rules of the three algorithms
-
     @abstractmethod
     def _momentum(self, noise_sum: Number) -> Number:
         """``a`` from the sum that measures the noise."""
@@ -96,8 +94,6 @@ class RecursiveOptimizer(Optimizer, ABC):
     def _looks_back(self) -> bool:
         """Whether the noise is the change of the gradient at the *previous* point from sample to sample."""
         return False
-
-    # The step
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
@@ -328,8 +324,6 @@ class RecursiveOptimizer(Optimizer, ABC):
             for p in parameters:
                 p.mul_(1.0 - float(group["lr"]) * group["weight_decay"])
 
-    # What a user reads
-
     @property
     def momentum(self) -> float:
         """``a``, floored, as it stands after the last step; 1 before the first. Global form only."""
@@ -347,8 +341,6 @@ class RecursiveOptimizer(Optimizer, ABC):
         if self.param_groups[0]["per_coordinate"]:
             raise ValueError(f"{self.algorithm}: {name} is one number a coordinate when per_coordinate is True")
         return self.param_groups[0]
-
-    # Parameter groups and state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it may set ``lr``, ``weight_decay`` and ``maximize`` for itself.

@@ -37,16 +37,6 @@ class STORM(RecursiveOptimizer):
     Raises:
         ValueError: If an option is negative, NaN or out of its range, or ``k`` or ``w`` is 0.
         TypeError: If an option is not a number, or a parameter is complex.
-
-    Example:
-        >>> import torch
-        >>> x = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = STORM([x], k=0.1, w=0.1, c=100.0)
-        >>> def closure():
-        ...     loss = (x**2).sum()
-        ...     loss.backward()
-        ...     return loss
-        >>> loss = optimizer.step(closure)
     """
 
     algorithm = "STORM"

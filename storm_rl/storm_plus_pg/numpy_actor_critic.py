@@ -28,7 +28,7 @@ from storm_rl.common.policies import (
 from storm_rl.common.threads import one_thread
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic, Objective
 from storm_rl.storm_plus_pg.metric import fisher_vector_product, mean_kl
-from storm_rl.storm_plus_pg.numpy_mlp import Array, Jacobian, NumpyMLP, cholesky_columns
+from storm_rl.storm_plus_pg.numpy_mlp import Array, Jacobian, NumpyMLP
 
 # Where a subclass has its own, the networks are not all there is to the policy.
 _OWN_METHODS = (
@@ -42,9 +42,6 @@ _OWN_METHODS = (
 
 # Units of a layer from which two BLAS threads were measured to be faster than one (1.2 times, and 0.8 times at 64).
 WIDE_LAYER = 128
-
-# Outputs up to which the Hessian is split into factors, whose number of entries is that of the outputs squared.
-MAX_FACTORED = 8
 
 Features = Callable[[ObservationBatch], Array]
 
@@ -219,8 +216,6 @@ class NumpyActor:
         """The map ``v -> F v``, flat, with the Fisher matrix averaged over the states."""
         size, shape = self.network.n_parameters, self.layers[-1].shape
         hessian_product = self._hessian_product()
-        if self.log_std is None and shape[1] <= MAX_FACTORED:
-            return self._product_of_factors(hessian_product)
         jacobian = Jacobian(self.network, self.layers)
 
         def product(vector: Tensor) -> Tensor:
@@ -229,25 +224,6 @@ class NumpyActor:
             result = torch.empty_like(vector)
             jacobian.vjp(image[: moved.numel()].view(shape).numpy(), result[:size].numpy())
             result[size:] = image[moved.numel() :]
-            return result
-
-        return product
-
-    def _product_of_factors(self, hessian_product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """``v -> (L^T J)^T L^T J v`` with ``H = L L^T``, which splits by states into blocks of outputs.
-
-        A column of ``L`` that is 0 for all states is left out: one for a Categorical, whose logits share a direction
-        that changes nothing.
-        """
-        outputs = torch.from_numpy(self.layers[-1])
-        # A product for each output gives all blocks.
-        units = torch.eye(outputs.shape[1]).unsqueeze(1).expand(-1, *outputs.shape)
-        blocks = torch.stack([hessian_product(unit.flatten()).view_as(outputs) for unit in units], dim=2)
-        jacobian = Jacobian(self.network, self.layers, cholesky_columns(blocks.numpy()))
-
-        def product(vector: Tensor) -> Tensor:
-            result = torch.empty_like(vector)
-            jacobian.vjp(jacobian.jvp(vector.numpy()), result.numpy())
             return result
 
         return product

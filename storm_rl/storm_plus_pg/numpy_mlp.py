@@ -101,22 +101,15 @@ class Jacobian:
 
     For each state the outputs' derivatives in what arrives at every layer are kept, so that a product needs one matrix
     product a layer, where a pass through the network needs two.
-
-    Args:
-        network: The network.
-        values: Of its ``forward``; ``n`` states with ``k`` outputs.
-        combinations: ``r`` arrays ``(n, k)``: of as many linear combinations of each state's outputs instead, and
-            ``r`` stands for ``k`` below. None: of the outputs themselves.
     """
 
-    def __init__(self, network: NumpyMLP, values: Sequence[Array], combinations: Sequence[Array] | None = None) -> None:
+    def __init__(self, network: NumpyMLP, values: Sequence[Array]) -> None:
         self.network = network
         self.values = list(values)
         n_states, n_outputs = values[-1].shape
-        if combinations is None:
-            combinations = list(np.eye(n_outputs, dtype=values[-1].dtype)[:, None].repeat(n_states, axis=1))
+        units = np.eye(n_outputs, dtype=values[-1].dtype)[:, None].repeat(n_states, axis=1)
         derivatives = network.activation_derivatives(values)
-        by_output = [network.backward(derivatives, unit) for unit in combinations]
+        by_output = [network.backward(derivatives, unit) for unit in units]
         self._rows = [np.stack(layer) for layer in zip(*by_output, strict=True)]  # (k, n, n_out) of each layer
         self._moves, self._deltas = network.empty_layers(n_states), network.empty_layers(n_states)
 
@@ -137,30 +130,6 @@ class Jacobian:
         for rows, delta in zip(self._rows, self._deltas, strict=True):
             np.einsum("knh,nk->nh", rows, cotangent, out=delta)
         self.network.gradient(self.values, self._deltas, self.network.split(out))
-
-
-def cholesky_columns(blocks: Array, negligible: float = 1e-6) -> list[Array]:
-    r"""Columns ``l_j`` with :math:`\sum_j l_j l_j^T` the block of each state: Cholesky's algorithm, all states at once.
-
-    Blocks are positive semidefinite, ``(n, k, k)``, columns ``(n, k)``. A column is left out where no state's pivot is
-    more than the share ``negligible`` of the largest entry, unless none would be left.
-    """
-    left = blocks.astype(np.float64)
-    largest = np.max(np.diagonal(left, axis1=1, axis2=2), axis=1)
-    columns = []
-    for index in range(blocks.shape[1]):
-        pivot = left[:, index, index]
-        if float(pivot.max()) <= negligible * float(largest.max()):
-            continue
-        # Below, a pivot is what rounding left, and so is its column.
-        column = np.where((pivot > 1e-12 * largest)[:, None], left[:, :, index], 0.0)
-        column /= np.sqrt(np.maximum(pivot, np.finfo(np.float64).tiny))[:, None]
-        # As in a semidefinite block, whatever the rounding of a small pivot.
-        bound = np.sqrt(np.maximum(np.diagonal(left, axis1=1, axis2=2), 0.0))
-        column = np.clip(column, -bound, bound)
-        left -= column[:, :, None] * column[:, None, :]
-        columns.append(column.astype(blocks.dtype))
-    return columns or [np.zeros_like(blocks[:, 0])]
 
 
 def _tanh(layer: Array) -> None:

@@ -56,8 +56,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         rewards, and what a callback changes there in ``on_rollout_end`` is learned from. Its values, returns and
         advantages stay 0: `RolloutWindow.transitions` computes them for all rollouts of an update at once.
 
-        Returns:
-            False if a callback ended the training in the middle of the rollout.
+        Gives False if a callback ended the training in the middle of the rollout.
 
         Raises:
             ValueError: An action, reward or observation is NaN or infinite; names environment and env step.

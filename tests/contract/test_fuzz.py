@@ -50,6 +50,7 @@ def check(algorithm: Any, words: list[str], env: Any, policy: str = "MlpPolicy",
     assert any(word in str(error) for word in words), (words, str(error))
 
 
+@pytest.mark.slow
 @for_all
 def test_any_value_of_any_argument_trains_or_is_named(algorithm: Any) -> None:
     names = sorted(set(constructor_parameters(algorithm)) - NOT_FUZZED)

@@ -104,6 +104,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_new_process_continues_for_1000_steps_bit_for_bit(tmp_path: Path) -> None:
     expected = []
     for number, (name, environment) in enumerate(CASES):

@@ -9,6 +9,7 @@ from experiments.cli import app
 from experiments.studies import ablations
 
 
+@pytest.mark.slow
 def test_every_ablation_is_a_row_and_the_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: ABLATIONS[name] for name in list(ABLATIONS)[:2]}
     monkeypatch.setattr(ablations, "ABLATIONS", few)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from experiments.runs import load_run
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +20,7 @@ def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_study_leaves_no_process_and_continues_with_what_is_missing(tmp_path: Path) -> None:
     agent = "storm_plus_pg[n_steps=32,critic_steps=2]"
     command = [sys.executable, "-m", "experiments", "benchmark", "--agent", agent, "--task", "CartPole-v1"]
@@ -37,6 +40,7 @@ def test_killed_study_leaves_no_process_and_continues_with_what_is_missing(tmp_p
     assert [load_run(path)["seed"] for path in sorted((tmp_path / "raw").iterdir())] == [0, 1]
 
 
+@pytest.mark.slow
 def test_interrupted_study_says_how_to_go_on_and_keeps_what_is_finished(tmp_path: Path) -> None:
     agent = "storm_plus_pg[n_steps=32,critic_steps=2]"
     command = [sys.executable, "-m", "experiments", "benchmark", "--agent", agent, "--task", "CartPole-v1"]

@@ -69,6 +69,7 @@ def test_report_is_one_page_with_its_images_and_a_summary_beside_them(folder: Pa
         assert (tmp_path / "report" / name).exists()
 
 
+@pytest.mark.slow
 def test_packed_runs_give_the_same_report(folder: Path, tmp_path: Path) -> None:
     report(folder, tmp_path / "raw", None)
     report(pack(folder, tmp_path / "packed").parent, tmp_path / "packed", None)

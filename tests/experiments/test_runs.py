@@ -32,6 +32,7 @@ QUIET = Console(quiet=True)
 SMALL = "storm_plus_pg[n_steps=32,critic_steps=2]"
 
 
+@pytest.mark.slow
 def test_run_is_stored_whole_with_what_the_protocol_asks_for(tmp_path: Path) -> None:
     run = load_run(execute(RunSpec(SMALL, "CartPole-v1", 3), tmp_path, budget=2_000))
     assert run["evaluations"]["step"] == [1000, 2000]
@@ -90,6 +91,7 @@ def test_same_run_twice_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert first["evaluations"]["mean_return"] == second["evaluations"]["mean_return"]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_and_failed_ones_listed(tmp_path: Path) -> None:
     good, bad = RunSpec(SMALL, "CartPole-v1", 0), RunSpec("storm_plus_pg[gamma=7]", "CartPole-v1", 0)
     assert run_all([good, bad], tmp_path, 2, QUIET, budget=1_000) == [bad]
@@ -132,6 +134,7 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_command_line_runs_a_study_and_names_its_files(tmp_path: Path) -> None:
     arguments = ["benchmark", "--agent", SMALL, "--task", "CartPole-v1", "--seeds", "1", "--workers", "1"]
     result = CliRunner().invoke(app, [*arguments, "--budget", "2000", "--output", str(tmp_path)])

@@ -27,6 +27,7 @@ def made_up(repeat: int, run: str, algorithm: str, environments: str, n_envs: in
     return row | {"update_ms_each": float(n_envs), "transitions": 32 * n_envs, "parameters": 1000}
 
 
+@pytest.mark.slow
 def test_a_study_is_resumed_and_writes_its_rows_its_table_and_its_plots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_one_update_is_measured_and_its_gradients() -> None:
     assert row["environment_us"] < 1e6 / row["raw_steps_per_second"] * 100
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     held = b"x" * 300_000_000
     configuration = configurations("CartPole-v1", ["storm_plus_pg"], [8], [64], [], "cpu")[0]

@@ -24,6 +24,7 @@ def test_the_median_seed_is_neither_the_luckiest_nor_chosen_by_hand() -> None:
     assert trained.median_run(rows[rows["seed"] != 1])["seed"] == 3
 
 
+@pytest.mark.slow
 def test_agents_are_taken_from_a_study_with_their_cards_and_recorded(tmp_path: Path) -> None:
     spec = RunSpec("storm_plus_pg", "CartPole-v1", 0)
     execute(spec, tmp_path / "study", budget=1_000)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from storm_rl.storm_plus_pg.numpy_actor_critic import mlp_from_modules
-from storm_rl.storm_plus_pg.numpy_mlp import Jacobian, NumpyMLP, cholesky_columns
+from storm_rl.storm_plus_pg.numpy_mlp import Jacobian, NumpyMLP
 
 
 def networks(activation: type[nn.Module]) -> tuple[nn.Sequential, NumpyMLP]:
@@ -61,21 +61,6 @@ def test_arrays_to_work_in_change_no_number(activation: type[nn.Module], last: t
         network.gradient(in_place, arrived, network.split(out))
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
         assert in_place[0] is inputs
-
-
-def test_jacobian_of_combinations_of_the_outputs() -> None:
-    _, network = networks(nn.Tanh)
-    values = network.forward(torch.randn(7, 3).double().numpy())
-    combinations = [np.asarray(torch.randn(7, 2).double()) for _ in range(3)]
-    whole, combined = Jacobian(network, values), Jacobian(network, values, combinations)
-    direction, cotangent = torch.randn(network.n_parameters).double().numpy(), torch.randn(7, 3).double().numpy()
-    of_outputs = np.stack(combinations, axis=1)  # (n, r, k)
-    expected = np.einsum("nrk,nk->nr", of_outputs, whole.jvp(direction))
-    np.testing.assert_allclose(combined.jvp(direction), expected, atol=1e-13)
-    found, back = np.zeros((2, network.n_parameters))
-    combined.vjp(cotangent, found)
-    whole.vjp(np.einsum("nrk,nr->nk", of_outputs, cotangent), back)
-    np.testing.assert_allclose(found, back, atol=1e-13)
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
@@ -145,36 +130,3 @@ def hooked() -> nn.Module:
 )
 def test_says_so_where_a_network_is_of_another_kind(module: nn.Module) -> None:
     assert mlp_from_modules(module) is None
-
-
-def categorical_blocks(scale: float) -> np.ndarray:
-    logits = scale * torch.randn(200, 4)
-    logits[0], logits[1] = torch.tensor([0.0, -200.0, -200.0, -200.0]), torch.tensor([0.0, 0.0, -15.0, -16.0])
-    probabilities = torch.softmax(logits, dim=1)
-    blocks = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
-    return np.asarray(blocks)
-
-
-@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
-def test_factors_of_a_categoricals_blocks_are_one_column_short(scale: float) -> None:
-    torch.manual_seed(0)
-    blocks = categorical_blocks(scale)
-    columns = cholesky_columns(blocks)
-    assert len(columns) == 3
-    assert all(column.dtype == np.float32 for column in columns)
-    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-6)
-
-
-def test_factors_do_not_blow_up_what_rounding_left_of_a_pivot() -> None:
-    blocks = np.array([[[0.0, 1e-20, -1e-20], [1e-20, 0.5, 0.1], [-1e-20, 0.1, 0.5]]])
-    blocks = np.concatenate([blocks, [[[-1e-18, 1e-18, 0.0], [1e-18, 0.5, 0.1], [0.0, 0.1, 0.5]]], [np.eye(3)]])
-    columns = cholesky_columns(blocks)
-    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-15)
-
-
-def test_factors_of_blocks_with_nothing_to_leave_out() -> None:
-    factors = np.random.default_rng(0).standard_normal((50, 3, 3))
-    blocks = factors @ factors.transpose(0, 2, 1)
-    columns = cholesky_columns(blocks)
-    assert len(columns) == 3
-    np.testing.assert_allclose(sum(c[:, :, None] * c[:, None, :] for c in columns), blocks, atol=1e-12)
