@@ -3,7 +3,7 @@
 Arguments, errors and conventions that all of them share are those of
 :class:`~storm_rl.episodic.episodic_algorithm.EpisodicAlgorithm`: batches (``batch_size`` is N episodes, large,
 ``mini_batch_size`` B, small), time limits, the discount. All depart from the theory by Adam in place of a constant
-step, as in the papers' experiments, and by the last iterate in place of a random one.
+step (as SRVR-PG's own experiments do), and by the last iterate in place of a random one.
 """
 
 from typing import Any, Literal, TypedDict, Unpack
