@@ -18,12 +18,15 @@ class Rows:
         path: The file; read if it is there.
         key: The columns that tell rows apart.
         defaults: Values of columns that older files lack.
+        text: Columns that are text whatever they look like: a git revision 12e3456 is no number.
     """
 
-    def __init__(self, path: Path, key: Sequence[str], defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Path, key: Sequence[str], defaults: Mapping[str, Any] | None = None, text: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.key = tuple(key)
-        stored = pd.read_csv(path) if path.exists() else pd.DataFrame()
+        stored = pd.read_csv(path, dtype=dict.fromkeys(text, str)) if path.exists() else pd.DataFrame()
         stored = stored.assign(**{name: value for name, value in (defaults or {}).items() if name not in stored})
         self._rows: dict[tuple[str, ...], Row] = {}
         for record in stored.to_dict("records"):

@@ -15,7 +15,7 @@ from experiments.report import tables
 from experiments.report.study import Study
 from experiments.runs import RunSpec, execute
 from experiments.storage import load_runs
-from experiments.studies.benchmark import grid
+from experiments.studies.benchmark import run_specs
 from storm_rl.zoo import ALGORITHMS
 
 SMALL = ["storm_plus_pg[n_steps=32,critic_steps=2]", *(name for name in ALGORITHMS if name != "storm_plus_pg")]
@@ -33,17 +33,17 @@ def toy_task(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_task_is_one_entry(toy_task: str, tmp_path: Path) -> None:
-    for spec in grid([*SMALL, "ppo_zoo"], [toy_task], [0]):
+    for spec in run_specs([*SMALL, "ppo_zoo"], [toy_task], [0]):
         execute(spec, tmp_path)
     study = Study.of(load_runs(tmp_path))
     assert [task.id for task in study.tasks] == [toy_task]
     # Episodes of up to 30 steps with a reward of 1 each are above the threshold from the first evaluation on.
-    assert set(tables.steps(study, study.contestants)[toy_task]) == {"200"}
+    assert set(tables.steps(study, study.agents)[toy_task]) == {"200"}
 
 
 def test_a_task_that_is_not_batched_says_so_before_anything_runs(toy_task: str) -> None:
     with pytest.raises(ValueError, match=r"no batched environment 'Toy-v0'; known: CartPole-v1, .* gymnasium's"):
-        grid(["storm_plus_pg"], [toy_task], [0], batched=True)
+        run_specs(["storm_plus_pg"], [toy_task], [0], batched=True)
 
 
 def test_a_contestant_is_one_entry(toy_task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,8 +51,8 @@ def test_a_contestant_is_one_entry(toy_task: str, tmp_path: Path, monkeypatch: p
     execute(RunSpec("toy[n_envs=2]", toy_task, 0), tmp_path)
     execute(RunSpec("toy", toy_task, 0), tmp_path)
     study = Study.of(load_runs(tmp_path))
-    assert tables.steps(study, study.contestants)["agent"].tolist() == ["A toy"]
-    assert study.contestants + study.variants == ["toy", "toy[n_envs=2]"]
+    assert tables.steps(study, study.agents)["agent"].tolist() == ["A toy"]
+    assert study.agents + study.variants == ["toy", "toy[n_envs=2]"]
 
 
 def test_no_page_but_the_algorithms_own_lists_them() -> None:

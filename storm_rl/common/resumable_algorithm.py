@@ -65,8 +65,6 @@ class ResumableAlgorithm(BaseAlgorithm):
             raise TypeError(f"policy_kwargs must be a dict or None, got {kwargs['policy_kwargs']!r}.")
         super().__init__(policy, env, learning_rate, *args, **kwargs)
 
-    # Bad input ----------------------------------------------------------------------------------------------------
-
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
             raise ValueError(
@@ -148,8 +146,6 @@ class ResumableAlgorithm(BaseAlgorithm):
             # The last rollout failed and the environments are not where `_last_obs` says.
             self._last_obs, self._in_rollout = None, False
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
-    # Saving -------------------------------------------------------------------------------------------------------
 
     def save(self, path: ModelPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Save the model: all that the next update depends on, and on request where the environments stand.

@@ -84,6 +84,9 @@ class GPOMDP(EpisodicAlgorithm):
             batch_size=batch_size,
             mini_batch_size=batch_size,
             weights="trajectory",
+            # Given here so that Python refuses them from the caller: they would have no effect.
+            max_weight=None,
+            self_normalise=False,
             **kwargs,
         )
 
@@ -280,6 +283,8 @@ class DEFPG(EpisodicAlgorithm):
             batch_size=batch_size,
             mini_batch_size=mini_batch_size,
             weights=weights,
+            max_weight=None,
+            self_normalise=False,
             **kwargs,
         )
 

@@ -129,7 +129,6 @@ class NumpyActorCritic:
         names = ("lr", "weight_decay", "eps", "amsgrad", "maximize", "decoupled_weight_decay")
         settings = {name: group[name] for name in names}
         settings["beta1"], settings["beta2"] = group["betas"]
-        # Arrays to work in, for every size of minibatch.
         workspaces: dict[int, list[list[Array]]] = {}
         losses = []
         for index in minibatches:

@@ -342,6 +342,8 @@ def traced_advantages(
     both restarted at the end of an episode. :math:`v_h` is the V-trace target with :math:`\bar\rho = \bar c = 1`
     (Espeholt et al. 2018, arXiv 1802.01561, eq. 1, with lambda as in its remark 2), and :math:`A_h` is the
     advantage that belongs to it. Where all ratios are 1 these are GAE (Schulman et al. 2016) and the lambda-return.
+    GAE is biased unless ``gae_lambda`` is 1 or ``V`` exact: on the four-step cliff of ``envs.mdps``, with ``V = 0`` and
+    :math:`\gamma^h` put back, by 7.8, 62 and 96 % of the exact gradient for lambda 0.95, 0.5 and 0.
 
     All tensors are on the CPU, carry no graph and have the same shape, ``(n_steps, n_envs)``, time first.
 

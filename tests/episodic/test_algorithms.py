@@ -188,6 +188,23 @@ def test_settings_out_of_range_are_refused(arguments: dict[str, Any], message: s
         build(SVRPG, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "argument"),
+    [
+        (GPOMDP, {"mini_batch_size": 3}),
+        (GPOMDP, {"weights": "trajectory"}),
+        (GPOMDP, {"max_weight": 2.0}),
+        (GPOMDP, {"self_normalise": True}),
+        (DEFPG, {"max_weight": 2.0}),
+        (DEFPG, {"self_normalise": True}),
+        (SVRPG, {"mini_batch_sice": 3}),
+    ],
+)
+def test_arguments_that_an_algorithm_lacks_are_refused_by_name(algorithm: Any, argument: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"keyword argument '{next(iter(argument))}'"):
+        algorithm("MlpPolicy", "CartPole-v1", **argument)
+
+
 def test_defensive_share_and_momentum_are_checked() -> None:
     with pytest.raises(ValueError, match="defensive"):
         build(DEFPG, defensive=1.0)

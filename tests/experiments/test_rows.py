@@ -32,6 +32,13 @@ def test_columns_that_a_file_lacks_have_their_defaults(tmp_path: Path) -> None:
     assert len(Rows(tmp_path / "rows.csv", ["seed", "threads"]).table()) == 2
 
 
+def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
+    rows = [{"seed": 0, "git": "12e3456", "threads": "1"}, {"seed": 1, "git": "0123456", "threads": "1"}]
+    Rows(tmp_path / "rows.csv", ["seed"]).add(rows)
+    again = Rows(tmp_path / "rows.csv", ["seed"], text=["git", "threads"])
+    assert again.table().to_dict("records") == rows
+
+
 def test_interrupted_adding_leaves_the_rows_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Rows(tmp_path / "rows.csv", ["seed"])
     rows.add([{"seed": 0, "value": 1}])

@@ -39,6 +39,7 @@ from experiments.studies.tune_family import UntilThreshold
 
 TIMED = "timed.csv"
 TIMED_KEY = ("task", "seed", "agent")
+TEXT = ("git", "threads")
 TIMED_TASKS = ["CartPole-v1", "Acrobot-v1"]
 # The row of a configuration that holds its memory, which needs no repeats.
 MEMORY = -1
@@ -111,7 +112,7 @@ def measure_all(
     """
     length = f"{seconds:g} s" if steps is None else f"{steps} steps"
     # The first rows were all measured with one thread, and do not say so.
-    rows = Rows(path, (*KEY, "repeat"), {"threads": Threads.ONE.value})
+    rows = Rows(path, (*KEY, "repeat"), {"threads": Threads.ONE.value}, TEXT)
     others = {row["length"] for row in rows.table().to_dict("records")} - {length}
     if others:
         raise ValueError(f"{path} holds measures of {', '.join(sorted(others))}, not {length}; use another folder.")
@@ -138,7 +139,7 @@ def time_all(path: Path, seeds: int) -> pd.DataFrame:
     By the benchmark's protocol, on one core, but a run ends with the second evaluation at the threshold. Agents take
     turns.
     """
-    rows = Rows(path, TIMED_KEY)
+    rows = Rows(path, TIMED_KEY, text=TEXT)
     jobs = [job for job in itertools.product(TIMED_TASKS, range(seeds), (OURS, REFERENCE)) if rows.get(*job) is None]
     for task_id, seed, agent in track(jobs, "time to the threshold"):
         task = get_task(task_id)

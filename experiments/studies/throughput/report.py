@@ -27,10 +27,7 @@ EXPLANATION = (
 
 def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
     """Write ``throughput.md``, ``throughput.png`` and ``cost.png`` into ``output``."""
-    # A file that holds no other value than 1 is read as numbers.
-    rows = rows.assign(
-        share_of_raw=rows["steps_per_second"] / rows["raw_steps_per_second"], threads=rows["threads"].astype(str)
-    )
+    rows = rows.assign(share_of_raw=rows["steps_per_second"] / rows["raw_steps_per_second"])
     # Own settings are no part of what identifies a row, but always the same for it.
     by = [*KEY, "own_n_envs", "own_n_steps"]
     medians = rows.drop(columns=["run", "git", "length", "machine"]).groupby(by, sort=False).median().reset_index()
