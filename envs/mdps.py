@@ -40,7 +40,7 @@ class EnumerableMDP:
     \gamma^h r_h]`. An episode ends at a terminal state or after ``horizon`` steps.
 
     Args:
-        initial: Law of the first state, shape ``(n_states,)``.
+        initial: Distribution of the first state, shape ``(n_states,)``.
         transitions: ``P(s' | s, a)``, shape ``(n_states, n_actions, n_states)``.
         rewards: ``r(s, a, s')``, of the same shape.
         terminal: Boolean, shape ``(n_states,)``; no action is taken in a terminal state.
@@ -48,7 +48,7 @@ class EnumerableMDP:
         gamma: Discount in [0, 1].
 
     Raises:
-        ValueError: If shapes disagree, a law is no probability distribution, or the horizon is not positive.
+        ValueError: If shapes disagree, a distribution does not sum to 1, or the horizon is not positive.
     """
 
     initial: Tensor
@@ -68,9 +68,9 @@ class EnumerableMDP:
         if self.initial.shape != (n_states,) or self.terminal.shape != (n_states,):
             raise ValueError(f"initial and terminal must have shape ({n_states},)")
         if not torch.allclose(self.transitions.sum(-1), torch.ones(n_states, n_actions, dtype=torch.float64)):
-            raise ValueError("every transition law must sum to 1")
+            raise ValueError("the transition probabilities of each state and action must sum to 1")
         if not torch.allclose(self.initial.sum(), torch.ones((), dtype=torch.float64)):
-            raise ValueError("the law of the first state must sum to 1")
+            raise ValueError("the probabilities of the first state must sum to 1")
         if bool(self.terminal[self.initial > 0].any()):
             raise ValueError("an episode cannot begin in a terminal state")
         if self.horizon < 1:
@@ -177,8 +177,8 @@ class EnumerableEnv(gym.Env[np.int64, np.int64]):
         terminated = bool(self.mdp.terminal[successor]) or self._steps >= self.mdp.horizon
         return successor, reward, terminated, False, {}
 
-    def _draw(self, law: Tensor) -> np.int64:
-        return np.int64(self.np_random.choice(len(law), p=np.asarray(law)))
+    def _draw(self, probabilities: Tensor) -> np.int64:
+        return np.int64(self.np_random.choice(len(probabilities), p=np.asarray(probabilities)))
 
 
 def two_state(horizon: int = 3, gamma: float = 0.9) -> EnumerableMDP:

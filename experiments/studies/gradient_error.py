@@ -88,14 +88,14 @@ def collect(model: EpisodicAlgorithm, n_episodes: int) -> TrajectoryBatch:
     callback = CallbackList([])
     callback.init_callback(model)
     model.collect_trajectories(callback, n_episodes)
-    return model._batch
+    return model.batch
 
 
 def estimate(
     model: EpisodicAlgorithm, batch: TrajectoryBatch, points: list[Vector], only_gpomdp: bool = False
 ) -> dict[str, Any]:
     """The estimates that one batch of the policy at ``points[0]`` allows, there and (weighted) at the others."""
-    at = LogProbAtPoints(model._distribution, points, batch.observations, batch.actions)
+    at = LogProbAtPoints(model.action_distribution, points, batch.observations, batch.actions)
     log_prob, mask = pad(at.values.double(), batch.mask), batch.mask
     weights = [per_decision_weights(each, log_prob[0], mask) for each in log_prob[1:]]
 
@@ -136,13 +136,13 @@ def generalised_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma:
 def weights_of(model: EpisodicAlgorithm, batch: TrajectoryBatch, points: list[Vector]) -> list[Tensor]:
     """Per-decision weights from the policy at ``points[0]`` to the others."""
     inputs = (batch.observations, batch.actions)
-    log_prob = [pad(model._distribution.at(point, *inputs).double(), batch.mask) for point in points]
+    log_prob = [pad(model.action_distribution.with_parameters(point, *inputs).double(), batch.mask) for point in points]
     return [per_decision_weights(each, log_prob[0], batch.mask) for each in log_prob[1:]]
 
 
 def make_step(model: EpisodicAlgorithm, batch: TrajectoryBatch, gradient: Vector, kl: float) -> None:
     """Move the policy along ``gradient`` until the mean KL over the batch's states is ``kl`` (found by bisection)."""
-    parameters = model._distribution.named(list(gradient))
+    parameters = model.action_distribution.named(list(gradient))
     before = {name: values.detach().clone() for name, values in parameters.items()}
     with torch.no_grad():
         # The policy has one distribution, which the next call overwrites.
@@ -186,7 +186,7 @@ def walk(
     }
     errors: list[dict[str, Any]] = []
     weights: list[dict[str, Any]] = []
-    start = {name: values.clone() for name, values in model._distribution.point().items()}
+    start = {name: values.clone() for name, values in model.action_distribution.point().items()}
     batch = collect(model, LARGE)
     found = estimate(model, batch, [start])
     scale = float(monte_carlo_returns(batch.rewards, batch.mask, model.gamma)[batch.mask].std())
@@ -197,7 +197,7 @@ def walk(
     previous, gradient = start, found["gpomdp"]
     for step in range(1, N_STEPS + 1):
         make_step(model, batch, gradient, kl)
-        point = {name: values.clone() for name, values in model._distribution.point().items()}
+        point = {name: values.clone() for name, values in model.action_distribution.point().items()}
         batch = collect(model, SMALL)
         found = estimate(model, batch, [point, previous, start])
         gradient = found["gpomdp"]

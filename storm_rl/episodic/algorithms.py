@@ -301,7 +301,7 @@ class DEFPG(EpisodicAlgorithm):
     def _importance_weights(self, log_prob: Tensor) -> list[Tensor | None]:
         if len(log_prob) == 1:
             return [None]
-        per_decision, mask = self.weights == "per_decision", self._batch.mask
+        per_decision, mask = self.weights == "per_decision", self.batch.mask
         current, previous = log_prob
         return [
             defensive_weights(target, current, previous, self.defensive, mask, per_decision)

@@ -164,21 +164,21 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         )
         self.policy = self.policy.to(self.device)
         observation, _ = self.policy.obs_to_tensor(self.observation_space.sample())
-        self._distribution = ActionDistribution(self.policy, observation)
+        self.action_distribution = ActionDistribution(self.policy, observation)
         self.actor_optimizer = self._make_actor_optimizer()
-        critic = self._distribution.named(self._distribution.critic_names)
+        critic = self.action_distribution.named(self.action_distribution.critic_names)
         self.critic_optimizer = torch.optim.Adam(list(critic.values()), lr=self.critic_learning_rate)
         self.recursion = self.make_recursion()
 
     def _make_actor_optimizer(self) -> torch.optim.Optimizer:
         return self.policy.optimizer_class(
-            list(self._distribution.named(self._distribution.actor_names).values()),
+            list(self.action_distribution.named(self.action_distribution.actor_names).values()),
             lr=self.lr_schedule(1),  # type: ignore[call-arg]
             **self.policy.optimizer_kwargs,
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_distribution", "_batch"]
+        return [*super()._excluded_save_params(), "action_distribution", "batch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor_optimizer", "critic_optimizer", "recursion"], []
@@ -237,7 +237,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
         self._in_rollout = False
-        self._batch = recorder.batch(self.device)
+        self.batch = recorder.batch(self.device)
         self.n_episodes += n_episodes
         self.logger.record("rollout/idle_fraction", recorder.idle_fraction)
         callback.update_locals(locals())
@@ -250,9 +250,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
     def _act(self, observations: ObservationBatch, sources: npt.NDArray[np.int64]) -> Tensor:
         """Sample an action for each environment from the policy that plays there."""
-        actions: Tensor = self._distribution(observations)
+        actions: Tensor = self.action_distribution(observations)
         if self.recursion.anchor is not None and (sources == 1).any():
-            from_anchor = self._distribution.at(self.recursion.anchor, observations)
+            from_anchor = self.action_distribution.with_parameters(self.recursion.anchor, observations)
             chosen = torch.as_tensor(sources == 1, device=actions.device)
             actions = torch.where(chosen.reshape(-1, *[1] * (actions.dim() - 1)), from_anchor, actions)
         return actions
@@ -293,11 +293,11 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     @all_or_nothing
     def train(self) -> None:
         """One step along the recursion's direction, from the batch collected last."""
-        batch, recursion = self._batch, self.recursion
-        point = self._distribution.point()
+        batch, recursion = self.batch, self.recursion
+        point = self.action_distribution.point()
         anchored = not recursion.large_batch
         points = [point, recursion.anchor] if anchored and recursion.anchor is not None else [point]
-        at_points = LogProbAtPoints(self._distribution, points, batch.observations, batch.actions)
+        at_points = LogProbAtPoints(self.action_distribution, points, batch.observations, batch.actions)
         weights = self._importance_weights(pad(at_points.values.double(), batch.mask))
         advantages = torch.stack([self._advantages(batch, each) for each in weights])
         gradients = at_points.gradients(advantages[:, batch.mask] / len(batch.mask))
@@ -318,7 +318,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if len(log_prob) == 1:
             return [None]
         weigh = per_decision_weights if self.weights == "per_decision" else trajectory_weights
-        mask = self._batch.mask
+        mask = self.batch.mask
         return [None, weigh(log_prob[1], log_prob[0], mask, self.max_weight, self.self_normalise)]
 
     def _advantages(self, batch: TrajectoryBatch, weights: Tensor | None) -> Tensor:
@@ -342,7 +342,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if not np.isfinite(norm := vector_norm(direction)):
             raise ValueError(f"the direction's norm is {norm}; smaller steps or a max_weight may help")
         optimizer = self._optimizer(large)
-        parameters = self._distribution.named(list(direction))
+        parameters = self.action_distribution.named(list(direction))
         before = {name: values.detach().clone() for name, values in parameters.items()}
         for name, values in parameters.items():
             values.grad = -direction[name].to(values.dtype)
@@ -406,7 +406,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         record("train/n_episodes", self.n_episodes)
         if weights is not None:
             # The weight of an episode's last step is that of the whole trajectory.
-            ends = self._batch.mask.sum(dim=1, keepdim=True) - 1
+            ends = self.batch.mask.sum(dim=1, keepdim=True) - 1
             last = weights if weights.dim() == 1 else weights.gather(1, ends).squeeze(1)
             record("train/largest_weight", float(weights.max()))
             record("train/effective_sample_size", float(effective_sample_size(last)) / len(last))

@@ -62,7 +62,7 @@ class AnchoredRecursion:
         """The direction ``d_t``, and remember what the next step needs.
 
         Args:
-            point: The current policy's parameters (and statistics); kept as the anchor where the rule says so.
+            point: The current policy's parameters (and statistics); the next anchor where the rule says so.
             gradient: ``g(theta_t; tau_t)``.
             gradient_at_anchor: ``g_w(anchor; tau_t)`` on the same batch; needed unless `large_batch`.
 

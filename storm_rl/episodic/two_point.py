@@ -29,7 +29,7 @@ class ActionDistribution(nn.Module):
     Attributes:
         actor_names: Names of the parameters that the distribution depends on.
         critic_names: Names of those that only the values depend on. Layers that both share belong to the actor: the
-            distribution of an anchor must not move behind its back.
+            distribution at an anchor must not change unnoticed.
     """
 
     def __init__(self, policy: ActorCriticPolicy, observation: Any) -> None:
@@ -49,7 +49,7 @@ class ActionDistribution(nn.Module):
         distribution = self.policy.get_distribution(observations)
         return distribution.get_actions() if actions is None else distribution.log_prob(actions)
 
-    def at(self, point: dict[str, Tensor], observations: Any, actions: Tensor | None = None) -> Tensor:
+    def with_parameters(self, point: dict[str, Tensor], observations: Any, actions: Tensor | None = None) -> Tensor:
         """As a call, at the parameters (and statistics) of ``point``; the policy keeps its own."""
         # SB3 registers one module under several names (`features_extractor`, `pi_features_extractor`). Tied, as by
         # default, they would leave the policy with the point's tensors in place of its own; one name is enough.
@@ -99,7 +99,7 @@ class LogProbAtPoints:
             {name: point[name].clone().requires_grad_() for name in distribution.actor_names} for point in points
         ]
         self._log_probs = [
-            distribution.at({**point, **leaves}, observations, actions)
+            distribution.with_parameters({**point, **leaves}, observations, actions)
             for point, leaves in zip(points, self._leaves, strict=True)
         ]
         self.values = torch.stack(self._log_probs).detach()

@@ -71,9 +71,9 @@ def test_training_statistics_count_each_episode_of_a_batch_once() -> None:
     """Of the eight environments six idle, and end episodes that are not the batch's."""
     env = make_vec_env("CartPole-v1", 8, seed=0)
     model = build(GPOMDP, env, batch_size=2).learn(1)
-    assert model.num_timesteps == 8 * model._batch.mask.shape[1]
+    assert model.num_timesteps == 8 * model.batch.mask.shape[1]
     lengths = [info["l"] for info in model.ep_info_buffer]  # type: ignore[union-attr]
-    assert sorted(lengths) == sorted(model._batch.mask.sum(1).tolist())
+    assert sorted(lengths) == sorted(model.batch.mask.sum(1).tolist())
     assert model.n_episodes == 2
 
 
@@ -102,7 +102,7 @@ def test_every_episode_of_every_batch_is_whole(n_envs: int) -> None:
     train = model.train
 
     def recording() -> None:
-        batches.append(model._batch)
+        batches.append(model.batch)
         train()
 
     model.train = recording  # type: ignore[method-assign]
@@ -123,18 +123,18 @@ def test_return_and_length_of_sampled_episodes_are_exact_on_average() -> None:
     with torch.no_grad():
         logits = model.policy.get_distribution(torch.arange(mdp.n_states)).distribution.logits.double()  # type: ignore
     everything = mdp.trajectories()
-    law, factors = mdp.probabilities(logits, everything), mdp.gamma ** torch.arange(mdp.horizon)
+    probabilities, factors = mdp.probabilities(logits, everything), mdp.gamma ** torch.arange(mdp.horizon)
     returns, lengths = [], []
     callback = CallbackList([])
     callback.init_callback(model)
     for _ in range(300):
         assert model.collect_trajectories(callback, 5)
-        batch = model._batch
+        batch = model.batch
         returns.append((batch.rewards * factors[: batch.rewards.shape[1]]).sum(1).mean())
         lengths.append(batch.mask.sum(1).double().mean())
     for found, exact in (
         (torch.stack(returns), mdp.objective(logits)),
-        (torch.stack(lengths), (law * everything.mask.sum(1)).sum()),
+        (torch.stack(lengths), (probabilities * everything.mask.sum(1)).sum()),
     ):
         assert abs(found.mean() - exact) < 4 * found.std() / len(found) ** 0.5
 
@@ -154,11 +154,11 @@ def test_an_anchor_stays_the_policy_that_it_was_when_the_statistics_move() -> No
     model = build(STORMPG).learn(300)
     assert model.recursion.anchor is not None
     observations, actions = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])
-    before = model._distribution.at(model.recursion.anchor, observations, actions)
-    current = model._distribution(observations, actions)
+    before = model.action_distribution.with_parameters(model.recursion.anchor, observations, actions)
+    current = model.action_distribution(observations, actions)
     model.policy.update_observation_statistics(10.0 * torch.randn(1000, 4))  # type: ignore[operator]
-    assert torch.equal(model._distribution.at(model.recursion.anchor, observations, actions), before)
-    assert not torch.allclose(model._distribution(observations, actions), current)
+    assert torch.equal(model.action_distribution.with_parameters(model.recursion.anchor, observations, actions), before)
+    assert not torch.allclose(model.action_distribution(observations, actions), current)
 
 
 def test_an_episode_without_end_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,12 @@ class Recorded:
 
     def __init__(self, model: EpisodicAlgorithm, direction: Vector, large: bool) -> None:
         with torch.no_grad():  # The policy's own distribution still holds the graph, which cannot be copied.
-            model.policy.get_distribution(model._batch.observations)  # type: ignore[arg-type]
+            model.policy.get_distribution(model.batch.observations)  # type: ignore[arg-type]
         self.policy = copy.deepcopy(model.policy)
-        self.batch = model._batch
+        self.batch = model.batch
         self.large = large
-        self.direction = flat(direction, model._distribution.actor_names)
-        self.names = list(model._distribution.actor_names)
+        self.direction = flat(direction, model.action_distribution.actor_names)
+        self.names = list(model.action_distribution.actor_names)
 
     def episodes(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         begins = np.cumsum([0, *self.batch.mask.sum(1).tolist()])
@@ -178,13 +178,13 @@ def test_defpg_weights_both_gradients_against_the_mixture(options: dict[str, Any
 def test_defpg_without_defence_has_the_weights_of_pagepg() -> None:
     model = make(DEFPG, defensive=0.0)
     record(model, 1)
-    both = torch.log(torch.rand(2, *model._batch.mask.shape, dtype=torch.float64))
+    both = torch.log(torch.rand(2, *model.batch.mask.shape, dtype=torch.float64))
     current, previous = model._importance_weights(both)
-    plain = per_decision_weights(both[1], both[0], model._batch.mask)
+    plain = per_decision_weights(both[1], both[0], model.batch.mask)
     assert current is not None
     assert previous is not None
     torch.testing.assert_close(previous, plain)
-    torch.testing.assert_close(current, model._batch.mask.double())
+    torch.testing.assert_close(current, model.batch.mask.double())
 
 
 def test_defpg_gives_the_anchor_its_share_of_small_batches_only() -> None:
@@ -199,13 +199,13 @@ def test_options_of_the_weights_reach_them() -> None:
     bounded, normalised = make(SVRPG, max_weight=1.1), make(SVRPG, weights="trajectory", self_normalise=True)
     for model in (bounded, normalised):
         record(model, 1)
-    mask = bounded._batch.mask
+    mask = bounded.batch.mask
     both = torch.log(torch.rand(2, *mask.shape, dtype=torch.float64))
     plain, weights = bounded._importance_weights(both)
     assert plain is None
     assert weights is not None
     torch.testing.assert_close(weights, per_decision_weights(both[1], both[0], mask).clamp(max=1.1))
-    mask = normalised._batch.mask
+    mask = normalised.batch.mask
     both = torch.log(torch.rand(2, *mask.shape, dtype=torch.float64))
     weights = normalised._importance_weights(both)[1]
     assert weights is not None
@@ -234,7 +234,7 @@ def test_the_critic_learns_the_mean_discounted_return_of_each_state() -> None:
     """Least squares on states, which are categories here, has that solution."""
     model = make(GPOMDP, baseline="state_value", batch_size=20, critic_epochs=500, critic_learning_rate=0.01)
     record(model, 1)
-    batch = model._batch
+    batch = model.batch
     assert isinstance(batch.observations, Tensor)
     episodes = [rewards[mask].tolist() for rewards, mask in zip(batch.rewards, batch.mask, strict=True)]
     returns = torch.tensor(
@@ -265,8 +265,8 @@ def test_episodes_of_the_anchor_are_played_by_the_anchor() -> None:
     def certain(action: int) -> Tensor:
         return torch.tensor([100.0 if a == action else 0.0 for a in range(3)])
 
-    bias = next(name for name in model._distribution.actor_names if name.endswith("action_net.bias"))
-    dict(model._distribution.named_parameters())[bias].data.copy_(certain(0))
+    bias = next(name for name in model.action_distribution.actor_names if name.endswith("action_net.bias"))
+    dict(model.action_distribution.named_parameters())[bias].data.copy_(certain(0))
     model.recursion.anchor[bias] = certain(1)
     actions = model._act(torch.zeros(3, dtype=torch.long), np.array([0, 1, 0]))
     assert actions.tolist() == [0, 1, 0]

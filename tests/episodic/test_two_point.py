@@ -29,13 +29,16 @@ class Constant(gym.Env[np.ndarray, int]):
 @pytest.mark.parametrize("policy", OBSERVATIONS)
 def test_evaluating_another_point_leaves_the_policy_its_own_parameters_and_statistics(policy: str) -> None:
     model = STORMPG(policy, DummyVecEnv([lambda: Constant(OBSERVATIONS[policy])]), seed=0, device="cpu")
-    distribution, observations = model._distribution, model.policy.obs_to_tensor(model.observation_space.sample())[0]
+    distribution, observations = (
+        model.action_distribution,
+        model.policy.obs_to_tensor(model.observation_space.sample())[0],
+    )
     actions = torch.zeros(1, dtype=torch.long)
     before = {name: (values, values.clone()) for name, values in model.policy.named_parameters()}
     before |= {name: (values, values.clone()) for name, values in model.policy.named_buffers()}
     here = distribution(observations, actions).detach()
     other = {name: values + 0.1 for name, values in distribution.point().items()}
-    assert not torch.allclose(distribution.at(other, observations, actions), here)
+    assert not torch.allclose(distribution.with_parameters(other, observations, actions), here)
     after = dict(model.policy.named_parameters()) | dict(model.policy.named_buffers())
     for name, (tensor, values) in before.items():
         assert after[name] is tensor, name
@@ -46,7 +49,7 @@ def test_evaluating_another_point_leaves_the_policy_its_own_parameters_and_stati
 @pytest.mark.parametrize("policy", OBSERVATIONS)
 def test_gradients_at_two_points_are_those_of_two_networks(policy: str) -> None:
     model = STORMPG(policy, DummyVecEnv([lambda: Constant(OBSERVATIONS[policy])]), seed=0, device="cpu")
-    distribution = model._distribution
+    distribution = model.action_distribution
     observations = model.policy.obs_to_tensor(np.stack([model.observation_space.sample() for _ in range(6)]))[0]
     actions, coefficients = torch.tensor([0, 1, 1, 0, 1, 0]), torch.randn(2, 6)
     here = {name: values.clone() for name, values in distribution.point().items()}
@@ -70,10 +73,10 @@ def test_gradients_at_two_points_are_those_of_two_networks(policy: str) -> None:
 
 def test_bad_points_and_coefficients_are_refused() -> None:
     model = STORMPG("MlpPolicy", DummyVecEnv([lambda: Constant(OBSERVATIONS["MlpPolicy"])]), seed=0, device="cpu")
-    here, observations, actions = model._distribution.point(), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
+    here, observations, actions = model.action_distribution.point(), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
     other = {name: torch.zeros(7) for name in here}
     with pytest.raises(ValueError, match="names or shapes"):
-        LogProbAtPoints(model._distribution, [here, other], observations, actions)
-    at_points = LogProbAtPoints(model._distribution, [here], observations, actions)
+        LogProbAtPoints(model.action_distribution, [here, other], observations, actions)
+    at_points = LogProbAtPoints(model.action_distribution, [here], observations, actions)
     with pytest.raises(ValueError, match=r"\(2,\)"):
         at_points.gradients(torch.zeros(2))

@@ -40,12 +40,15 @@ def test_small_study_writes_its_tables_and_its_plot(tmp_path: Path, monkeypatch:
 def test_estimate_at_another_point_is_weighted_from_the_policy_that_sampled_to_it() -> None:
     model = GPOMDP("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), batch_size=2, seed=0).learn(1)
     batch = gradient_error.collect(model, 3)
-    here = {name: values.clone() for name, values in model._distribution.point().items()}
+    here = {name: values.clone() for name, values in model.action_distribution.point().items()}
     there = {name: values + 0.05 * torch.ones_like(values).cumsum(0) for name, values in here.items()}
     found = gradient_error.estimate(model, batch, [here, there])
-    leaves = {name: there[name].clone().requires_grad_(True) for name in model._distribution.actor_names}
-    target = pad(model._distribution.at({**there, **leaves}, batch.observations, batch.actions).double(), batch.mask)
-    behaviour = pad(model._distribution(batch.observations, batch.actions).double(), batch.mask)
+    leaves = {name: there[name].clone().requires_grad_(True) for name in model.action_distribution.actor_names}
+    target = pad(
+        model.action_distribution.with_parameters({**there, **leaves}, batch.observations, batch.actions).double(),
+        batch.mask,
+    )
+    behaviour = pad(model.action_distribution(batch.observations, batch.actions).double(), batch.mask)
     weights = per_decision_weights(target, behaviour, batch.mask)
     advantages = gpomdp_advantages(batch.rewards, batch.mask, model.gamma, "leave_one_out", weights)
     expected = torch.autograd.grad(score_surrogate(target, advantages, batch.mask), list(leaves.values()))
@@ -63,7 +66,7 @@ def test_each_recursion_of_the_study_is_corrected_at_its_own_anchor(monkeypatch:
         return {**{name: {"w": torch.tensor(time)} for name in ("gpomdp", "reinforce", "gae")}, "weighted": weighted}
 
     batch = SimpleNamespace(rewards=torch.rand(2, 3), mask=torch.ones(2, 3, dtype=torch.bool))
-    model = SimpleNamespace(_distribution=SimpleNamespace(point=lambda: {"w": torch.zeros(())}), gamma=1.0)
+    model = SimpleNamespace(action_distribution=SimpleNamespace(point=lambda: {"w": torch.zeros(())}), gamma=1.0)
     for name, replacement in (
         ("N_STEPS", 2),
         ("MEASURED_AT", (2,)),
@@ -85,7 +88,7 @@ def test_each_recursion_of_the_study_is_corrected_at_its_own_anchor(monkeypatch:
 def test_a_step_has_the_kl_that_was_asked_for() -> None:
     model = GPOMDP("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), batch_size=5, seed=0).learn(100)
     batch = gradient_error.collect(model, 5)
-    point = model._distribution.point()
+    point = model.action_distribution.point()
     gradient = gradient_error.estimate(model, batch, [point])["gpomdp"]
     before = torch.log_softmax(model.policy.get_distribution(batch.observations).distribution.logits, -1)  # type: ignore
     gradient_error.make_step(model, batch, gradient, 1e-3)

@@ -77,15 +77,18 @@ def test_weights_are_one_at_the_parameters_that_collected_the_rollout() -> None:
 
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
 def test_closed_form_and_autograd_train_the_same_model(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def trained() -> torch.Tensor:
-        model = small(make_vec_env(task, n_envs=2), reuse_rollouts=2).learn(64 * 3)
+    def trained(by_autograd: bool) -> torch.Tensor:
+        # One update, with one step of the critic, is compared: rounding would grow over more.
+        model = small(make_vec_env(task, n_envs=2), reuse_rollouts=2, critic_steps=1).learn(64 * 2)
+        with monkeypatch.context() as patch:
+            if by_autograd:
+                patch.setattr(NumpyActorCritic, "from_policy", lambda policy: None)
+            model.learn(64, reset_num_timesteps=False)
         return parameters_to_vector(model.policy.parameters()).detach()
 
-    fast = trained()
-    monkeypatch.setattr(NumpyActorCritic, "from_policy", lambda policy: None)
-    slow = trained()
+    fast, slow = trained(by_autograd=False), trained(by_autograd=True)
     assert not torch.equal(fast, slow)  # Rounding differs: the patch has had an effect.
-    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
 
 
 def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
