@@ -17,7 +17,6 @@ from storm_rl.storm_plus_pg.storm_plus_pg import STORMPlusPG, Weigh
 
 PAPER: dict[str, Any] = {
     "momentum": "storm+",
-    "momentum_floor": 0.0,
     "metric": "euclidean",
     "target_kl": None,
     "reuse_rollouts": 1,
@@ -33,7 +32,7 @@ class STORMPlusPGVariant(STORMPlusPG):
         env: Likewise.
         momentum: ``"measured"``; ``"storm+"`` for the paper's schedule; or a constant in (0, 1]; 1 switches the
             recursion off.
-        momentum_floor: Lower bound of a scheduled or measured ``a_t``; 0 for none.
+        step_kl: A number: every step has this quadratic KL in nats, in place of STORM+'s step size.
         corrected: False leaves the gradient difference :math:`d_{t-1} - g'_t` out, which is plain momentum,
             :math:`d_t = a_t g_t + (1 - a_t) d_{t-1}`.
         weights: Importance weights: ``"per_step"``, the ratio of each action, of low variance and biased;
@@ -56,7 +55,7 @@ class STORMPlusPGVariant(STORMPlusPG):
         env: GymEnv | str | None,
         *,
         momentum: Momentum = "measured",
-        momentum_floor: float = 0.3,
+        step_kl: float | None = None,
         corrected: bool = True,
         weights: Literal["per_step", "per_decision", "trajectory"] = "per_step",
         metric: Literal["fisher", "euclidean"] = "fisher",
@@ -66,7 +65,7 @@ class STORMPlusPGVariant(STORMPlusPG):
         **kwargs: Any,
     ) -> None:
         self.momentum = momentum
-        self.momentum_floor = momentum_floor
+        self.step_kl = step_kl
         self.corrected = corrected
         self.weights = weights
         self.metric = metric
@@ -79,8 +78,9 @@ class STORMPlusPGVariant(STORMPlusPG):
         super()._check_arguments()
         if not isinstance(self.momentum, str):
             check_range("momentum", self.momentum, 0.0, 1.0, low_included=False)
-        for name in ("momentum_floor", "advantage_floor"):
-            check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("advantage_floor", self.advantage_floor, 0.0, 1.0)
+        if self.step_kl is not None:
+            check_range("step_kl (None for STORM+'s step size)", self.step_kl, 0.0, low_included=False)
         self.fisher_rollouts = check_integer("fisher_rollouts", self.fisher_rollouts, 1)
         self.fisher_states = check_integer("fisher_states", self.fisher_states, 1)
         self._make_recursion()  # Refuses an unknown momentum.
@@ -101,10 +101,16 @@ class STORMPlusPGVariant(STORMPlusPG):
 
     def _make_recursion(self) -> PolicyRecursion:
         kind = PolicyRecursion if self.corrected else PlainMomentum
-        return kind(self.momentum, self.momentum_floor)
+        return kind(self.momentum)
 
     def _natural_direction(self, networks: ActorCritic | NumpyActorCritic, direction: Tensor) -> Tensor:
         return direction if self.metric == "euclidean" else super()._natural_direction(networks, direction)
+
+    def _bounded(self, step_size: float, direction_square: float) -> float:
+        if self.step_kl is None or direction_square <= 0.0:
+            return super()._bounded(step_size, direction_square)
+        self.logger.record("train/step_bound", 1)
+        return float((2.0 * self.step_kl / direction_square) ** 0.5)
 
     def _weigh(self, actor: Actor | NumpyActor, batch: Transitions, parameters: Tensor | None) -> Weigh:
         if self.weights == "per_step":

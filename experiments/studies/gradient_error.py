@@ -59,7 +59,7 @@ from storm_rl.episodic.returns import (
 from storm_rl.episodic.two_point import LogProbAtPoints
 from storm_rl.optim.recursion import storm_plus_momentum
 from storm_rl.storm_plus_pg.metric import mean_kl
-from storm_rl.storm_plus_pg.rollouts import traced_advantages
+from storm_rl.storm_plus_pg.rollouts import generalised_advantages
 
 LARGE, SMALL = 100, 10
 N_STEPS = 10
@@ -110,7 +110,7 @@ def estimate(
         return {"gpomdp": gpomdp}
     with torch.no_grad():
         values = pad(model.policy.predict_values(batch.observations).flatten().double(), mask)
-    gae = generalised_advantages(batch.rewards, mask, values, model.gamma)
+    gae = padded_advantages(batch.rewards, mask, values, model.gamma)
     gae = gae * discount_factors(mask.shape[1], model.gamma, gae)
     return {
         "reinforce": gradient(0, reinforce_advantages(batch.rewards, mask, model.gamma, loo)),
@@ -123,12 +123,11 @@ def estimate(
     }
 
 
-def generalised_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma: float) -> Tensor:
+def padded_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma: float) -> Tensor:
     """GAE of padded episodes, ``(n_episodes, n_steps)``, whose ends are all terminal."""
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     ends = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-    ones = torch.ones_like(rewards)
-    advantages, _ = traced_advantages(rewards.T, values.T, following.T, ends.T, ones.T, gamma, GAE_LAMBDA)
+    advantages = generalised_advantages(rewards.T, values.T, following.T, ends.T, gamma, GAE_LAMBDA)
     return torch.where(mask, advantages.T, 0.0)
 
 

@@ -9,8 +9,14 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
+)
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
@@ -110,6 +116,11 @@ class ObservationStatistics(nn.Module):
             }
         )
 
+    @property
+    def started(self) -> bool:
+        """Whether anything has been seen that is to be."""
+        return all(float(statistics.count) > 0.0 for statistics in self.running.values())  # type: ignore[arg-type]
+
     def update(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)``, or a dict of such batches."""
         parts = observations if isinstance(observations, dict) else {"": observations}
@@ -124,6 +135,16 @@ class ObservationStatistics(nn.Module):
         if isinstance(observations, dict):
             return {key: self._standardise(key, batch) for key, batch in observations.items()}
         return self._standardise("", observations)
+
+    def per_input(self, key: str, width: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each of the ``width`` numbers of an entry; 0 and 1 where it is not standardised."""
+        if _module_key(key) not in self.running:
+            device = next((buffer.device for buffer in self.buffers()), None)
+            zeros = torch.zeros(width, dtype=torch.float64, device=device)
+            return zeros, zeros + 1.0
+        statistics = self.running[_module_key(key)]
+        assert isinstance(statistics, RunningMeanStd)
+        return statistics.mean.flatten().clone(), statistics.std.flatten()
 
     def _standardise(self, key: str, batch: Tensor) -> Tensor:
         if _module_key(key) not in self.running:
@@ -306,18 +327,56 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             return distribution.proba_distribution(outputs, log_std, latent)
         return distribution.proba_distribution(*((outputs,) if log_std is None else (outputs, log_std)))
 
+    @property
+    def has_observation_statistics(self) -> bool:
+        """Whether the statistics have seen an observation, or there are none to be seen."""
+        return not self.normalize_observations or self.observation_statistics.started
+
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""
         if self.normalize_observations:
             self.observation_statistics.update(observations)
+
+    def input_scaling(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation by which each feature is standardised; None if none is, or the extractor is the user's."""
+        inner, space = getattr(self.pi_features_extractor, "extractor", None), self.observation_space
+        if type(inner) is FlattenExtractor:
+            widths = {"": inner.features_dim}
+        elif type(inner) is CombinedExtractor and isinstance(space, spaces.Dict):
+            parts = inner.extractors.items()
+            widths = {key: getattr(part, "features_dim", get_flattened_obs_dim(space[key])) for key, part in parts}
+        else:
+            return None
+        pairs = [self.observation_statistics.per_input(key, width) for key, width in widths.items()]
+        mean, std = (torch.cat(columns) for columns in zip(*pairs, strict=True))
+        return mean, std
+
+    def input_layers(self) -> tuple[nn.Linear, nn.Linear] | None:
+        """The linear layers right behind the features, of actor and critic; None if there are others."""
+        actor = next(self.mlp_extractor.policy_net.children(), self.action_net)
+        critic = next(self.mlp_extractor.value_net.children(), self.value_head.linear)
+        if (
+            type(self.mlp_extractor) is not MlpExtractor
+            or type(actor) is not nn.Linear
+            or type(critic) is not nn.Linear
+        ):
+            return None
+        return None if actor.bias is None or critic.bias is None else (actor, critic)
 
     @property
     def value_scale(self) -> float:
         """Returns are divided by this before the critic is fitted to them; in units of return."""
         return float(self.value_head.scale)
 
-    def set_value_scale(self, scale: float) -> None:
-        """Set the unit of the critic's last layer; its outputs, in rewards, scale along."""
+    @torch.no_grad()
+    def set_value_scale(self, scale: float, preserve: bool = False) -> None:
+        """Set the unit of the critic's last layer; its outputs, in rewards, scale along unless ``preserve`` is true.
+
+        With it the layer makes up for the unit, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
+        """
+        if preserve:
+            for parameter in self.value_head.linear.parameters():
+                parameter.mul_(self.value_head.scale / scale)
         self.value_head.scale.fill_(scale)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -1,19 +1,86 @@
 """The recursion over policy gradients: what is remembered between two updates, and how strongly."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from storm_rl.common.checks import check_finite
+from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy
 from storm_rl.optim.recursion import recursive_direction, squared_norm, storm_plus_momentum, storm_plus_step_size
 
 Momentum = Literal["measured", "storm+"] | float
 
 # Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
 # of the error is a small difference of large numbers.
-ERROR_SMOOTHING = 0.8
-# A measured momentum may be 0, and the step size divides by it.
-LEAST_DIVISOR = 1e-3
+ERROR_MEMORY = 0.8
+# A measured momentum may be 0 for a while, and the sum behind the step size never forgets what it is divided by.
+LEAST_DIVISOR = 0.1
+
+
+class InputChange(NamedTuple):
+    r"""How a linear layer makes up for another standardisation of its inputs, in a flat vector of parameters.
+
+    With inputs :math:`(x - \mu) / \sigma` before and :math:`(x - \mu') / \sigma'` after, the layer's outputs stay with
+    :math:`W' = W \operatorname{diag}(\sigma' / \sigma)` and :math:`b' = b + W (\mu' - \mu) / \sigma`. A gradient in
+    :math:`(W', b')` follows by the chain rule.
+    """
+
+    weight: slice
+    bias: slice
+    scale: Tensor
+    """``sigma' / sigma``, ``(n_in,)``."""
+    shift: Tensor
+    """``(mu' - mu) / sigma``, ``(n_in,)``."""
+
+    @classmethod
+    def of_layer(cls, layer: nn.Linear, parameters: list[nn.Parameter], scale: Tensor, shift: Tensor) -> Self:
+        """That of ``layer``, which is among ``parameters``."""
+        places, end = {}, 0
+        for parameter in parameters:
+            end += parameter.numel()
+            places[id(parameter)] = slice(end - parameter.numel(), end)
+        return cls(places[id(layer.weight)], places[id(layer.bias)], scale, shift)
+
+    def parameters(self, vector: Tensor) -> Tensor:
+        """The parameters that make the same function of what stands in ``vector``."""
+        changed, weight = vector.clone(), self._weight(vector)
+        changed[self.bias] += (weight @ self.shift).to(vector.dtype)
+        changed[self.weight] = (weight * self.scale).to(vector.dtype).flatten()
+        return changed
+
+    def gradient(self, vector: Tensor) -> Tensor:
+        """The gradient in the changed parameters of what has the gradient ``vector`` in the former ones."""
+        changed, weight = vector.clone(), self._weight(vector)
+        weight = (weight - torch.outer(vector[self.bias].to(weight), self.shift)) / self.scale
+        changed[self.weight] = weight.to(vector.dtype).flatten()
+        return changed
+
+    def _weight(self, vector: Tensor) -> Tensor:
+        return vector[self.weight].reshape(-1, len(self.scale)).double()
+
+
+def move_observation_statistics(
+    policy: StandardisedActorCriticPolicy, observations: ObservationBatch
+) -> InputChange | None:
+    """Add ``observations`` to the policy's statistics, and let its first layers make up for it.
+
+    Actor and critic stay the functions that they are, but where observations are clipped. Gives the change of the
+    actor's parameters; None if there is none, or the policy has no linear layer right behind the statistics.
+    """
+    before = policy.input_scaling()
+    policy.update_observation_statistics(observations)
+    after, layers = policy.input_scaling(), policy.input_layers()
+    if before is None or after is None or layers is None:
+        return None
+    scale, shift = after[1] / before[1], (after[0] - before[0]) / before[1]
+    changes = []
+    for layer, parameters in zip(layers, (policy.actor_parameters(), policy.critic_parameters()), strict=True):
+        changes.append(InputChange.of_layer(layer, parameters, scale, shift))
+        vector_to_parameters(changes[-1].parameters(parameters_to_vector(parameters).detach()), parameters)
+    return changes[0]
 
 
 class PolicyRecursion:
@@ -25,39 +92,37 @@ class PolicyRecursion:
 
     with :math:`g'_t` the gradient at the previous parameters on the data of :math:`g_t`, and :math:`M` the metric of
     the step, in which :math:`\eta_t` has no unit. The paper (see :mod:`storm_rl.optim.recursion`) has :math:`M = I`
-    and :math:`b_i = a_{i+1}`, and so has ``momentum="storm+"`` (there :math:`a_{i+1}` is bounded by the floor). A
-    measured :math:`a_{i+1}` is not known yet when step :math:`i` is taken: there
-    :math:`b_i = \max(a_i, 10^{-3})`. A constant momentum has :math:`b_i = a`.
+    and :math:`b_i = a_{i+1}`, and so has ``momentum="storm+"``. A measured :math:`a_{i+1}` is not known yet when step
+    :math:`i` is taken: there :math:`b_i = \max(a_i, 0.1)`. A constant momentum has :math:`b_i = a`.
 
-    Gradients come as those of ``k`` independent parts of the rollout, ``(k, n)``; their mean is ``g_t``.
+    Gradients come as those of ``k`` independent parts of the window of rollouts, ``(k, n)``; their mean is ``g_t``.
 
     Args:
-        momentum: How ``a_t`` is set. ``"storm+"``: the paper's schedule. ``"measured"``: what minimises the error
-            of ``d_t`` as measured, see :meth:`measured_momentum`. A number in (0, 1]: constant (STORM-PG, Yuan
-            et al. 2020); 1 forgets the past.
-        momentum_floor: Lower bound of a scheduled or measured ``a_t``, in [0, 1]; 0 leaves the paper as it is.
+        momentum: How ``a_t`` is set. ``"measured"``: what minimises the error of ``d_t`` as measured, see
+            :meth:`measured_momentum`. ``"storm+"``: the paper's schedule. A number in (0, 1]:
+            constant (STORM-PG, Yuan et al. 2020); 1 forgets the past.
 
     Attributes:
         direction: ``d_t`` of the last update; None before the first.
         previous_parameters: ``theta_t`` of the last update, flat.
         momentum: ``a_t`` of the last update; 1 before the first.
+        rollout_weights: What each rollout of the last window weighs in ``direction``, oldest first.
 
     Raises:
-        ValueError: A momentum or floor outside its range.
+        ValueError: A momentum outside its range.
     """
 
-    def __init__(self, momentum: Momentum, momentum_floor: float) -> None:
+    def __init__(self, momentum: Momentum) -> None:
         known = momentum in ("measured", "storm+") if isinstance(momentum, str) else 0.0 < momentum <= 1.0
         if not known:
             raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {momentum!r}')
-        if not 0.0 <= momentum_floor <= 1.0:
-            raise ValueError(f"momentum_floor must lie in [0, 1], got {momentum_floor!r}")
         self.rule = momentum
-        self.momentum_floor = momentum_floor
         self.direction: Tensor | None = None
         self.previous_parameters: Tensor | None = None
         self.momentum = 1.0
-        self.error_ratio = 0.0
+        self.rollout_weights: list[float] = []
+        self.error_sums = [0.0, 0.0]
+        self.error_weight = 0.0
         self.sum_squared_gradients = 0.0
         self.sum_weighted_directions = 0.0
 
@@ -70,38 +135,52 @@ class PolicyRecursion:
     def scheduled_momentum(self) -> float:
         """``a_{t+1}`` where the gradients seen so far determine it; 1 before the first."""
         if isinstance(self.rule, str):
-            return max(self.momentum_floor, storm_plus_momentum(self.sum_squared_gradients))
+            return storm_plus_momentum(self.sum_squared_gradients)
         return float(self.rule) if self.direction is not None else 1.0
 
-    def next_direction(self, gradients: Tensor, gradients_at_previous: Tensor | None, overlap: float = 0.0) -> Tensor:
-        """Set ``a_t`` and ``d_t`` from the parts of ``g_t`` and ``g'_t`` (None at first), ``(k, n)``; give ``d_t``.
+    def next_direction(
+        self, parameters: Tensor, gradients: Tensor, gradients_at_previous: Tensor | None, n_rollouts: int = 1
+    ) -> Tensor:
+        """Set ``a_t`` and ``d_t``; give ``d_t``.
 
-        ``overlap`` is the share of the transitions that the previous direction has already used.
+        Args:
+            parameters: ``theta_t``, flat; the next update's previous ones.
+            gradients: The parts of ``g_t``, ``(k, n)``.
+            gradients_at_previous: Those of ``g'_t``; None where none are needed.
+            n_rollouts: Rollouts, of equal sizes, in the window: all but the newest were there before.
         """
         gradient = gradients.mean(dim=0)
+        # What the rollouts of this window weigh in the previous direction; a window that began afresh holds none.
+        used = self.rollout_weights[-(n_rollouts - 1) :] if n_rollouts > 1 else []
+        used = [0.0] * (n_rollouts - 1 - len(used)) + used + [0.0]
         self.momentum, direction = 1.0, gradient
         if self.direction is not None and gradients_at_previous is not None:
             self.momentum = self.scheduled_momentum
             if self.rule == "measured":
-                self.momentum = self.measured_momentum(self.direction, gradients, gradients_at_previous, overlap)
+                self.momentum = self.measured_momentum(parameters, gradients, gradients_at_previous, sum(used))
             direction = self._mixed(gradient, self.direction, gradients_at_previous.mean(dim=0))
+        self.rollout_weights = [self.momentum / n_rollouts + (1.0 - self.momentum) * weight for weight in used]
         self.sum_squared_gradients += squared_norm([gradient])
-        self.direction = direction
+        self.direction, self.previous_parameters = direction, parameters.clone()
         return direction
 
     def _mixed(self, gradient: Tensor, direction: Tensor, gradient_at_previous: Tensor) -> Tensor:
         (mixed,) = recursive_direction([gradient], [direction], [gradient_at_previous], self.momentum)
         return mixed
 
-    def next_step_size(self, direction_square: float, parameters: Tensor) -> float:
-        """``eta_t`` from ``d_t^T M_t^{-1} d_t``; ``parameters``, ``theta_t``, are the next update's previous ones."""
-        self.previous_parameters = parameters.clone()
+    def next_step_size(self, direction_square: float) -> float:
+        """``eta_t`` from ``d_t^T M_t^{-1} d_t``.
+
+        Raises:
+            ValueError: The sum is infinite: all steps from here on would be 0.
+        """
         divisor = max(self.momentum, LEAST_DIVISOR) if self.rule == "measured" else self.scheduled_momentum
         self.sum_weighted_directions += direction_square / divisor
+        check_finite("the sum behind the step size", torch.tensor(self.sum_weighted_directions))
         return storm_plus_step_size(self.sum_weighted_directions)
 
     def measured_momentum(
-        self, direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, overlap: float
+        self, parameters: Tensor, gradients: Tensor, gradients_at_previous: Tensor, used: float
     ) -> float:
         r"""The ``a_t`` that minimises the expected squared error of ``d_t``; updates the running error ratio.
 
@@ -109,51 +188,75 @@ class PolicyRecursion:
         the covariances of :math:`g_t`, :math:`g'_t` and :math:`\Delta = g_t - g'_t`, :math:`C` that of :math:`g_t`
         and :math:`\Delta`, all from the parts of the window. The error of :math:`d_t` is
         :math:`a n + (1-a)(e + \delta)` with the noises :math:`n` of :math:`g_t` and :math:`\delta` of :math:`\Delta`.
-        :math:`d_{t-1}` has already used a share :math:`\rho` (``overlap``) of the transitions, so :math:`e` and
-        :math:`n` have a covariance as well, about :math:`K = \rho V_g`, and the expected square is
+        The rollouts of the window already weigh :math:`\rho` (``used``) in :math:`d_{t-1}`, so :math:`e` and :math:`n`
+        have a covariance as well, :math:`K = \rho V_g`, and the expected square is
 
         .. math::
             (1-a)^2 (E + V_\Delta) + a^2 V_g + 2 a (1-a) (C + K), \qquad
             a = \frac{E + V_\Delta - C - K}{E + V_\Delta + V_g - 2C - 2K}.
 
-        :math:`\lVert g'_t - d_{t-1} \rVert^2 - (1 - 2\rho) V_{g'}` estimates :math:`E = \lVert e \rVert^2`; its
-        ratio to :math:`V_g` is smoothed over updates. Taking the overlap for independent data would underestimate
-        :math:`E` and trust the past too much.
+        :math:`\lVert g'_t - d_{t-1} \rVert^2 - (1 - 2\rho) V_{g'}` estimates :math:`E = \lVert e \rVert^2`. Its ratio
+        to :math:`V_g` is the larger of that over all coordinates and that along the last step, and is averaged over
+        updates. The step is long where the metric is flat, and an error there is lost among all coordinates.
         """
+        assert self.direction is not None
+        assert self.previous_parameters is not None
         difference = gradients - gradients_at_previous
         noise = _covariance_of_mean(gradients, gradients)
         if noise <= 0.0:
             return 1.0
-        mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
-        noise_at_previous = _covariance_of_mean(gradients_at_previous, gradients_at_previous)
-        error = max(0.0, mismatch - (1.0 - 2.0 * overlap) * noise_at_previous)
-        self.error_ratio = ERROR_SMOOTHING * self.error_ratio + (1.0 - ERROR_SMOOTHING) * error / noise
-        drift = self.error_ratio * noise + _covariance_of_mean(difference, difference)
-        cross = _covariance_of_mean(gradients, difference) + overlap * noise
+        step = normalize(parameters - self.previous_parameters, dim=0)
+        ratios = [
+            _error_ratio(self.direction, gradients, gradients_at_previous, used),
+            _error_ratio(
+                self.direction @ step[:, None], gradients @ step[:, None], gradients_at_previous @ step[:, None], used
+            ),
+        ]
+        # A weighted mean of the measured ratios, the first of which is its own mean: nothing is taken for 0 before it.
+        self.error_sums = [ERROR_MEMORY * total + ratio for total, ratio in zip(self.error_sums, ratios, strict=True)]
+        self.error_weight = ERROR_MEMORY * self.error_weight + 1.0
+        drift = max(self.error_sums) / self.error_weight * noise + _covariance_of_mean(difference, difference)
+        cross = _covariance_of_mean(gradients, difference) + used * noise
         denominator = drift + noise - 2.0 * cross
         momentum = (drift - cross) / denominator if denominator > 0.0 else 1.0
-        return min(1.0, max(self.momentum_floor, momentum))
+        return min(1.0, max(0.0, momentum))
+
+    def forget(self) -> None:
+        """Begin again from the next gradient; what set the step size stays."""
+        self.direction, self.previous_parameters, self.rollout_weights = None, None, []
+
+    def transform(self, change: InputChange) -> None:
+        """Follow the parameters into what ``change`` makes of them: ``d`` and ``theta_{t-1}`` stay what they were."""
+        if self.direction is not None and self.previous_parameters is not None:
+            self.direction = change.gradient(self.direction)
+            self.previous_parameters = change.parameters(self.previous_parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and floats only, so that it loads with ``weights_only=True``."""
-        return {
-            "direction": self.direction,
-            "previous_parameters": self.previous_parameters,
-            "momentum": self.momentum,
-            "error_ratio": self.error_ratio,
-            "sum_squared_gradients": self.sum_squared_gradients,
-            "sum_weighted_directions": self.sum_weighted_directions,
-        }
+        """Tensors and plain numbers only, so that it loads with ``weights_only=True``."""
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore what :meth:`state_dict` gave."""
-        if strict and set(state) != set(self.state_dict()):
+        if strict and set(state) != set(_STATE):
             raise ValueError(f"not the state of a {type(self).__name__}: keys {sorted(state)}")
-        for key in ("direction", "previous_parameters"):
-            value = state[key]
-            setattr(self, key, value.clone() if isinstance(value, torch.Tensor) else None)
-        for key in ("momentum", "error_ratio", "sum_squared_gradients", "sum_weighted_directions"):
-            setattr(self, key, float(state[key]))
+        for name in _STATE:
+            value = state[name]
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+
+
+_STATE = (
+    *("direction", "previous_parameters", "momentum", "rollout_weights"),
+    *("error_sums", "error_weight", "sum_squared_gradients", "sum_weighted_directions"),
+)
+
+
+def _error_ratio(direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, used: float) -> float:
+    """The squared error of ``direction`` in units of the noise of ``g_t``, as one update shows it."""
+    noise = _covariance_of_mean(gradients, gradients)
+    noise_at_previous = _covariance_of_mean(gradients_at_previous, gradients_at_previous)
+    mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
+    error = max(0.0, mismatch - (1.0 - 2.0 * used) * noise_at_previous)
+    return error / noise if noise > 0.0 else 0.0
 
 
 def _covariance_of_mean(first: Tensor, second: Tensor) -> float:
@@ -162,4 +265,4 @@ def _covariance_of_mean(first: Tensor, second: Tensor) -> float:
     if parts < 2:
         return 0.0
     centred = (first - first.mean(dim=0)) * (second - second.mean(dim=0))
-    return float(centred.sum(dtype=torch.float64)) / (parts * (parts - 1))
+    return float(centred.double().sum()) / (parts * (parts - 1))

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from storm_rl.common.checks import acting, check_finite, check_policy_outputs, check_transition
-from storm_rl.common.importance_weights import per_step_weights
 from storm_rl.common.policies import (
     ObservationBatch,
     RunningMeanStd,
@@ -264,14 +263,13 @@ class RolloutWindow:
     def transitions(
         self,
         observations: ObservationBatch,
-        distribution: Distribution,
         networks: ActorCritic | NumpyActorCritic,
         gamma: float,
         gae_lambda: float,
     ) -> Transitions:
-        """All transitions, with advantages and value targets under the present policy and critic.
+        """All transitions, with advantages and value targets under the present critic.
 
-        Takes what :meth:`observations` gave, the policy's distribution on them, and the networks for the values.
+        Takes what :meth:`observations` gave, and the networks for the values.
         """
 
         def joined(part: Callable[[Rollout], Tensor]) -> Tensor:
@@ -288,17 +286,16 @@ class RolloutWindow:
         actions = joined(lambda rollout: rollout.actions)[self._order()]
         behaviour_log_prob = by_environment(joined(lambda rollout: rollout.log_prob))
         values = networks.values(observations)
-        ratios = per_step_weights(distribution.log_prob(actions), behaviour_log_prob, 1.0)
         # The recursion over steps is many small operations: fast on the CPU whatever the device.
-        advantages, targets = traced_advantages(
+        advantages = generalised_advantages(
             joined(lambda rollout: rollout.rewards).cpu(),
             by_time(values).cpu(),
             self._next_values(networks, by_time(values), dones).cpu(),
             dones.cpu(),
-            by_time(ratios).cpu(),
             gamma,
             gae_lambda,
         )
+        advantages = by_environment(advantages)
         ends = dones.clone()
         ends[-1] = True
         return Transitions(
@@ -306,8 +303,8 @@ class RolloutWindow:
             actions=actions,
             behaviour_log_prob=behaviour_log_prob,
             values=values,
-            advantages=by_environment(advantages),
-            value_targets=by_environment(targets),
+            advantages=advantages,
+            value_targets=values + advantages,
             segment_ends=by_environment(ends),
         )
 
@@ -329,41 +326,39 @@ class RolloutWindow:
         return next_values.reshape(dones.shape)
 
 
-def traced_advantages(
-    rewards: Tensor, values: Tensor, next_values: Tensor, dones: Tensor, ratios: Tensor, gamma: float, gae_lambda: float
-) -> tuple[Tensor, Tensor]:
-    r"""Advantages and value targets of consecutive steps: GAE with truncated importance ratios in its trace.
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, next_values: Tensor, dones: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    r"""Generalised advantage estimates of consecutive steps (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
-    With :math:`\delta_h = r_h + \gamma V(s_{h+1}) - V(s_h)` and :math:`c_h = \min(1, \rho_h)`,
+    With :math:`\delta_h = r_h + \gamma V(s_{h+1}) - V(s_h)`,
 
-    .. math::
-        A_h = \delta_h + \gamma \lambda c_{h+1} A_{h+1}, \qquad v_h = V(s_h) + c_h A_h,
+    .. math:: A_h = \delta_h + \gamma \lambda A_{h+1},
 
-    both restarted at the end of an episode. :math:`v_h` is the V-trace target with :math:`\bar\rho = \bar c = 1`
-    (Espeholt et al. 2018, arXiv 1802.01561, eq. 1, with lambda as in its remark 2), and :math:`A_h` is the
-    advantage that belongs to it. Where all ratios are 1 these are GAE (Schulman et al. 2016) and the lambda-return.
-    GAE is biased unless ``gae_lambda`` is 1 or ``V`` exact: on the four-step cliff of ``envs.mdps``, with ``V = 0`` and
-    :math:`\gamma^h` put back, by 7.8, 62 and 96 % of the exact gradient for lambda 0.95, 0.5 and 0.
+    restarted at the end of an episode. GAE is biased unless ``gae_lambda`` is 1 or ``V`` exact: on the four-step cliff
+    of ``envs.mdps``, with ``V = 0`` and :math:`\gamma^h` put back, by 7.8, 62 and 96 % of the exact gradient for lambda
+    0.95, 0.5 and 0. Ratios of the present policy to the one that acted are left out on purpose: cutting the sum where
+    they are below 1 (V-trace) makes what the policy has just left look like what the critic has not learned yet, and
+    with a critic that lags behind rewards of one sign the gradient of the same data turns round.
 
     All tensors are on the CPU, carry no graph and have the same shape, ``(n_steps, n_envs)``, time first.
 
     ``next_values`` are :math:`V(s_{h+1})`: 0 where an episode terminated, of its last observation where it was
-    truncated. ``ratios`` are :math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`.
+    truncated.
 
     Raises:
         ValueError: Shapes differ.
     """
-    shapes = {tuple(tensor.shape) for tensor in (rewards, values, next_values, dones, ratios)}
+    shapes = {tuple(tensor.shape) for tensor in (rewards, values, next_values, dones)}
     if len(shapes) != 1:
-        raise ValueError(f"rewards, values, next_values, dones and ratios must agree in shape, got {sorted(shapes)}")
-    traces = ratios.clamp(max=1.0)
+        raise ValueError(f"rewards, values, next_values and dones must agree in shape, got {sorted(shapes)}")
     advantages = rewards + gamma * next_values - values
-    factors = torch.where(dones[:-1], 0.0, gamma * gae_lambda * traces[1:])
+    factors = (~dones[:-1]).to(advantages.dtype) * (gamma * gae_lambda)
     # As arrays: of so few numbers a step, numpy's operations cost a fraction of torch's.
     summed, weights = advantages.numpy(), factors.numpy()
     for step in reversed(range(len(weights))):
         summed[step] += weights[step] * summed[step + 1]
-    return advantages, values + traces * advantages
+    return advantages
 
 
 class DiscountedReturnStatistics:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from gymnasium import spaces
@@ -21,18 +21,17 @@ from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
-from storm_rl.storm_plus_pg.recursion import PolicyRecursion
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion, move_observation_statistics
 from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutAlgorithm, RolloutWindow, Transitions
 
 Weigh = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of a slice of the transitions: their importance weights."""
 
 # Defaults that follow the number of environments: transitions of a rollout and vector steps of it at the least;
-# rollouts that an update learns from, and fewer of larger ones; nats of a step for a rollout of that size.
+# rollouts that an update learns from, and fewer of larger ones.
 ROLLOUT_TRANSITIONS = 512
 MIN_STEPS = 16
 MAX_REUSE = 4
-KL_OF_ROLLOUT = 0.01
 # Parts of the transitions, each a run of one environment or of a few, whose gradients measure the noise.
 N_PARTS = 8
 
@@ -76,8 +75,7 @@ class STORMPlusPG(RolloutAlgorithm):
         max_weight: Importance weights are truncated at this value; None for no bound.
         cg_max_steps: Conjugate-gradient iterations of one step.
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
-        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.01
-            for every 512 transitions of a rollout, at least 0.01 and at most 0.04: larger rollouts are less noisy.
+        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) in place of Gaussian noise, for Box actions.
             None: for every Box action space.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
@@ -118,7 +116,7 @@ class STORMPlusPG(RolloutAlgorithm):
         max_weight: float | None = 10.0,
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
-        target_kl: float | Literal["auto"] | None = "auto",
+        target_kl: float | None = 0.02,
         use_sde: bool | None = None,
         sde_sample_freq: int = 32,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -182,9 +180,8 @@ class STORMPlusPG(RolloutAlgorithm):
             self.reuse_rollouts = check_integer("reuse_rollouts", self.reuse_rollouts, 1)
         if self.max_weight is not None:
             check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
-        if self.target_kl is not None and self.target_kl != "auto":
-            check_range('target_kl ("auto", or None for no bound)', self.target_kl, 0.0, low_included=False)
-            self.target_kl = float(self.target_kl)
+        if self.target_kl is not None:
+            check_range("target_kl (None for no bound)", self.target_kl, 0.0, low_included=False)
         check_range("ent_coef", self.ent_coef, -1e6, 1e6)
         check_integer("sde_sample_freq", self.sde_sample_freq, -1)
         check_range("cg_damping", self.cg_damping, 0.0, 1e6, low_included=False)
@@ -202,10 +199,10 @@ class STORMPlusPG(RolloutAlgorithm):
         self.fisher_metric = FisherMetric(self.cg_damping, self.cg_max_steps, self.fisher_rollouts, self.fisher_states)
 
     def _make_recursion(self) -> PolicyRecursion:
-        return PolicyRecursion(momentum="measured", momentum_floor=0.3)
+        return PolicyRecursion("measured")
 
     def _resolve_rollout_size(self) -> None:
-        """Give ``n_steps``, ``reuse_rollouts`` and ``target_kl`` their values where they follow the environments."""
+        """Give ``n_steps`` and ``reuse_rollouts`` their values where they follow the environments."""
         if self.n_steps is None:
             # The same number of transitions whatever the number of environments, until too few steps of each are left.
             self.n_steps = max(MIN_STEPS, -(-ROLLOUT_TRANSITIONS // self.n_envs))
@@ -218,8 +215,6 @@ class STORMPlusPG(RolloutAlgorithm):
         rollouts = self.n_steps * self.n_envs / ROLLOUT_TRANSITIONS
         if self.reuse_rollouts is None:
             self.reuse_rollouts = min(MAX_REUSE, max(1, round(MAX_REUSE / rollouts)))
-        if self.target_kl == "auto":
-            self.target_kl = KL_OF_ROLLOUT * min(4.0, max(1.0, rollouts))
 
     # Update -------------------------------------------------------------------------------------------------------
 
@@ -230,12 +225,12 @@ class STORMPlusPG(RolloutAlgorithm):
         self.policy.set_training_mode(False)
         networks = self.networks()
         actor = networks.actor(self.window.observations())
-        batch = self.window.transitions(actor.observations, actor.distribution(), networks, self.gamma, self.gae_lambda)
+        batch = self.window.transitions(actor.observations, networks, self.gamma, self.gae_lambda)
         self._update_actor(networks, actor, batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
-        self.policy.update_observation_statistics(self.window.newest.observations)
-        self._update_critic(networks, batch)
+        self._update_observation_statistics()
+        self._update_critic(self.networks(), batch)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -252,12 +247,11 @@ class STORMPlusPG(RolloutAlgorithm):
         if recursion.needs_previous:
             gradients_at_previous, weights = self._part_gradients(actor, batch, previous)
             self._record_memory(gradients, weights)
-        overlap = 1.0 - self.window.newest.dones.numel() / len(batch.advantages)
-        direction = recursion.next_direction(gradients, gradients_at_previous, overlap)
+        direction = recursion.next_direction(theta, gradients, gradients_at_previous, len(self.window.rollouts))
 
         natural_direction = self._natural_direction(networks, direction)
         direction_square = float(direction.dot(natural_direction))
-        step_size = self._bounded(recursion.next_step_size(direction_square, theta), direction_square)
+        step_size = self._bounded(recursion.next_step_size(direction_square), direction_square)
 
         before = actor.distribution()
         moved = theta - step_size * natural_direction
@@ -307,15 +301,34 @@ class STORMPlusPG(RolloutAlgorithm):
         return natural_direction
 
     def _bounded(self, step_size: float, direction_square: float) -> float:
-        if not isinstance(self.target_kl, float) or direction_square <= 0.0:
-            return step_size
-        # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
-        return min(step_size, float((2.0 * self.target_kl / direction_square) ** 0.5))
+        bound = float("inf")
+        if self.target_kl is not None and direction_square > 0.0:
+            # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
+            bound = float((2.0 * self.target_kl / direction_square) ** 0.5)
+        self.logger.record("train/step_bound", int(step_size > bound))
+        return min(step_size, bound)
+
+    def _update_observation_statistics(self) -> None:
+        """Move the statistics and not the policy, whose first layer makes up for it: only the KL bounds its steps.
+
+        Not at the first update: new networks are made for standardised observations, and nothing is remembered yet.
+        """
+        policy, observations = self.policy, self.window.newest.observations
+        before = self.networks().actor(observations).distribution()
+        if policy.has_observation_statistics:
+            change = move_observation_statistics(policy, observations)
+            if change is not None:
+                self.recursion.transform(change)
+        else:
+            policy.update_observation_statistics(observations)
+            self.recursion.forget()
+        divergence = mean_kl(before, self.networks().actor(observations).distribution())
+        self.logger.record("train/statistics_kl", float(divergence))
 
     def _update_critic(self, networks: ActorCritic | NumpyActorCritic, batch: Transitions) -> None:
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        self.policy.set_value_scale(self.return_statistics.scale)
+        self.policy.set_value_scale(self.return_statistics.scale, preserve=self._n_updates > 0)
         scale = self.policy.value_scale
         loss = networks.fit_critic(
             batch.observations, batch.value_targets / scale, self._minibatches(len(batch.values))

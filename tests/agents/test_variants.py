@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
@@ -27,12 +28,14 @@ def variant(env: Any, **arguments: Any) -> STORMPlusPGVariant:
 def transitions_of(model: STORMPlusPG) -> tuple[Any, Transitions]:
     networks = model.networks()
     actor = networks.actor(model.window.observations())
-    batch = model.window.transitions(actor.observations, actor.distribution(), networks, model.gamma, model.gae_lambda)
+    batch = model.window.transitions(actor.observations, networks, model.gamma, model.gae_lambda)
     return actor, batch
 
 
 def test_euclidean_without_floor_and_cap_takes_the_papers_step() -> None:
-    model = variant(make_vec_env("CartPole-v1", n_envs=2), **PAPER)
+    # Without observation statistics, whose first batch restarts the recursion.
+    policy_kwargs = {"normalize_observations": False}
+    model = variant(make_vec_env("CartPole-v1", n_envs=2), policy_kwargs=policy_kwargs, **PAPER)
     before = parameters_to_vector(model.policy.actor_parameters()).detach().clone()
     gradients: list[torch.Tensor] = []
     part_gradients = model._part_gradients
@@ -89,12 +92,12 @@ def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
     [
         ({"advantage_floor": -0.1}, "advantage_floor must be a number in"),
         ({"metric": "manhattan"}, "manhattan"),
-        ({"metric": "euclidean"}, "target_kl='auto' .*must be None"),
+        ({"metric": "euclidean"}, "target_kl=0.02 .*must be None"),
         ({"weights": "episode"}, "weights must be .*'episode'"),
         ({"fisher_states": 2}, "fisher_states"),
         ({"momentum": 2.0}, "momentum must be"),
         ({"momentum": "adam"}, "momentum must be"),
-        ({"momentum_floor": -1.0}, "momentum_floor must be"),
+        ({"step_kl": 0.0}, "step_kl .*must be greater than 0"),
     ],
 )
 def test_bad_argument_of_a_variant_is_named(arguments: dict[str, Any], message: str) -> None:
@@ -110,10 +113,18 @@ def test_variant_with_its_defaults_is_the_agent() -> None:
     assert torch.equal(*trained)
 
 
+def test_steps_of_a_constant_kl() -> None:
+    model = variant(make_vec_env("CartPole-v1", n_envs=2), step_kl=0.003)
+    model.set_logger(configure(None, []))
+    for size, square in ((0.1, 2.0), (100.0, 1e-4)):
+        step_size = model._bounded(size, square)
+        assert 0.5 * step_size**2 * square == pytest.approx(0.003)
+
+
 def test_without_the_correction_it_is_plain_momentum() -> None:
-    recursion = PlainMomentum(0.25, 0.0)
-    recursion.next_direction(torch.ones(1, 2), None)
-    direction = recursion.next_direction(torch.tensor([[3.0, -1.0]]), torch.full((1, 2), 100.0))
+    recursion = PlainMomentum(0.25)
+    recursion.next_direction(torch.zeros(2), torch.ones(1, 2), None)
+    direction = recursion.next_direction(torch.zeros(2), torch.tensor([[3.0, -1.0]]), torch.full((1, 2), 100.0))
     torch.testing.assert_close(direction, torch.tensor([1.5, 0.5]))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from storm_rl.common.importance_weights import check_mask, masked
 from storm_rl.episodic.returns import Baseline, gpomdp_advantages, reinforce_advantages
-from storm_rl.storm_plus_pg.rollouts import traced_advantages
+from storm_rl.storm_plus_pg.rollouts import generalised_advantages
 
 
 def score_surrogate(log_prob: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -75,11 +75,10 @@ def actor_critic_surrogate(
     return masked(log_prob * coefficients, mask).sum() / mask.sum()
 
 
-def generalised_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
-    """GAE of padded episodes that terminate, by the agent's `traced_advantages` with all ratios 1."""
+def padded_advantages(rewards: Tensor, mask: Tensor, values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """GAE of padded episodes that terminate, by the agent's `generalised_advantages`."""
     rewards, values = masked(rewards, mask), masked(values, mask)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     ends = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-    ones = torch.ones_like(rewards)
-    advantages, _ = traced_advantages(rewards.T, values.T, following.T, ends.T, ones.T, gamma, gae_lambda)
+    advantages = generalised_advantages(rewards.T, values.T, following.T, ends.T, gamma, gae_lambda)
     return masked(advantages.T, mask)

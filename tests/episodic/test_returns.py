@@ -7,7 +7,7 @@ from storm_rl.episodic.returns import (
     monte_carlo_returns,
     reinforce_advantages,
 )
-from tests.episodic.surrogates import actor_critic_surrogate, generalised_advantages, score_surrogate
+from tests.episodic.surrogates import actor_critic_surrogate, padded_advantages, score_surrogate
 
 REWARDS = torch.tensor([[1.0, 2.0, 4.0], [3.0, 9.0, 9.0]])
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -40,9 +40,9 @@ def test_baselines_by_hand() -> None:
 
 def test_gae_at_its_two_ends() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 7.0, 7.0]])
-    one_step = generalised_advantages(REWARDS, MASK, values, 0.5, 0.0)
+    one_step = padded_advantages(REWARDS, MASK, values, 0.5, 0.0)
     assert one_step.tolist() == [[1.0, 1.5, 1.0], [-1.0, 0.0, 0.0]]
-    monte_carlo = generalised_advantages(REWARDS, MASK, values, 0.5, 1.0)
+    monte_carlo = padded_advantages(REWARDS, MASK, values, 0.5, 1.0)
     expected = torch.where(MASK, monte_carlo_returns(REWARDS, MASK, 0.5) - values, 0.0)
     torch.testing.assert_close(monte_carlo, expected)
 

@@ -21,8 +21,8 @@ from storm_rl.episodic.returns import (
 )
 from tests.episodic.surrogates import (
     actor_critic_surrogate,
-    generalised_advantages,
     gpomdp_surrogate,
+    padded_advantages,
     reinforce_surrogate,
     score_surrogate,
 )
@@ -191,7 +191,7 @@ def exact_values(mdp: EnumerableMDP, logits: Tensor, trajectories: Trajectories)
 
 
 def discounted_gae(mdp: EnumerableMDP, t: Trajectories, values: Tensor, gae_lambda: float) -> Tensor:
-    advantages = generalised_advantages(t.rewards, t.mask, values, mdp.gamma, gae_lambda)
+    advantages = padded_advantages(t.rewards, t.mask, values, mdp.gamma, gae_lambda)
     return advantages * discount_factors(mdp.horizon, mdp.gamma, advantages)
 
 
@@ -269,7 +269,7 @@ def test_actor_critic_with_any_values_and_lambda_one_is_the_undiscounted_step_gr
     theta = logits_of(mdp, 0)
 
     def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
-        advantages = generalised_advantages(t.rewards, t.mask, state_values(mdp, t), 1.0, 1.0)
+        advantages = padded_advantages(t.rewards, t.mask, state_values(mdp, t), 1.0, 1.0)
         return actor_critic_surrogate(log_prob, advantages, t.mask)
 
     found = expectation(mdp, theta, theta, estimate)
@@ -299,7 +299,7 @@ def test_padding_changed_to_garbage_changes_nothing(value: float) -> None:
             defensive_weights(target, behaviour, target, 0.5, t.mask),
             defensive_weights(target, behaviour, target, 0.5, t.mask, per_decision=True),
             monte_carlo_returns(rewards, t.mask, 0.9),
-            generalised_advantages(rewards, t.mask, values, 0.9, 0.8),
+            padded_advantages(rewards, t.mask, values, 0.9, 0.8),
             gpomdp_surrogate(target, rewards, t.mask, 0.9, "leave_one_out", decision),
             gpomdp_surrogate(target, rewards, t.mask, 0.9, "state_value", decision, values),
             reinforce_surrogate(target, rewards, t.mask, 0.9, "average"),

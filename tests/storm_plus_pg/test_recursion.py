@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,17 +7,17 @@ from torch import Tensor
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 
 
-def started(momentum: float | str, floor: float = 0.0, direction: Tensor | None = None) -> PolicyRecursion:
+def started(momentum: float | str, direction: Tensor | None = None) -> PolicyRecursion:
     """A recursion after its first update, with ``direction`` as what it remembers."""
-    recursion = PolicyRecursion(momentum, floor)  # type: ignore[arg-type]
+    recursion = PolicyRecursion(momentum)  # type: ignore[arg-type]
     direction = torch.ones(2) if direction is None else direction
-    recursion.next_direction(direction[None], None)
-    recursion.next_step_size(1.0, torch.zeros_like(direction))
+    recursion.next_direction(torch.zeros_like(direction), direction[None], None)
+    recursion.next_step_size(1.0)
     return recursion
 
 
 def test_three_updates_follow_the_papers_equations() -> None:
-    recursion = PolicyRecursion("storm+", momentum_floor=0.0)
+    recursion = PolicyRecursion("storm+")
     sum_g, sum_d, d = 0.0, 0.0, None
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -24,39 +26,33 @@ def test_three_updates_follow_the_papers_equations() -> None:
         g, g_previous = parts.mean(dim=0), parts_previous.mean(dim=0)
         a = (1.0 + sum_g) ** (-2.0 / 3.0)
         d = g if d is None else g + (1.0 - a) * (d - g_previous)
-        torch.testing.assert_close(recursion.next_direction(parts, parts_previous), d)
+        torch.testing.assert_close(recursion.next_direction(theta, parts, parts_previous), d)
         assert recursion.momentum == pytest.approx(a, rel=1e-12)
         sum_g += float(g @ g)
         sum_d += float(d @ d) / (1.0 + sum_g) ** (-2.0 / 3.0)
-        step_size = recursion.next_step_size(float(d @ d), theta)
+        step_size = recursion.next_step_size(float(d @ d))
         assert step_size == pytest.approx(sum_d ** (-1.0 / 3.0), rel=1e-12)
         assert torch.equal(recursion.previous_parameters, theta)
-
-
-def test_floor_bounds_the_momentum_from_below() -> None:
-    recursion = started("storm+", 0.3, torch.full((4,), 100.0))
-    recursion.next_direction(torch.zeros(1, 4), torch.zeros(1, 4))
-    assert recursion.momentum == 0.3
 
 
 def test_momentum_one_is_the_plain_gradient() -> None:
     gradients = torch.tensor([[3.0, -1.0]])
     recursion = started(1.0)
     assert not recursion.needs_previous
-    torch.testing.assert_close(recursion.next_direction(gradients, torch.ones(1, 2)), gradients[0])
+    torch.testing.assert_close(recursion.next_direction(torch.zeros(2), gradients, torch.ones(1, 2)), gradients[0])
 
 
 @pytest.mark.parametrize("momentum", ["measured", 0.4])
 def test_step_size_divides_by_the_momentum_of_each_direction(momentum: float | str) -> None:
-    recursion = PolicyRecursion(momentum, momentum_floor=0.1)  # type: ignore[arg-type]
+    recursion = PolicyRecursion(momentum)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     for _ in range(4):
         parts, parts_previous = torch.randn(2, 5, 4, generator=generator)
-        recursion.next_direction(parts, parts + 0.1 * parts_previous)
-        divisor = 0.4 if momentum == 0.4 else max(recursion.momentum, 1e-3)
+        recursion.next_direction(torch.zeros(4), parts, parts + 0.1 * parts_previous)
+        divisor = 0.4 if momentum == 0.4 else max(recursion.momentum, 0.1)
         total += 2.0 / divisor
-        assert recursion.next_step_size(2.0, torch.zeros(4)) == pytest.approx(total ** (-1.0 / 3.0), rel=1e-12)
+        assert recursion.next_step_size(2.0) == pytest.approx(total ** (-1.0 / 3.0), rel=1e-12)
     assert recursion.momentum < 1.0
 
 
@@ -76,7 +72,7 @@ def measured(noise: float, common: float, error: float, updates: int = 60) -> fl
         current = scale * (common**0.5 * shared + (1 - common) ** 0.5 * own)
         previous = scale * (common**0.5 * shared + (1 - common) ** 0.5 * other)
         direction = recursion.direction
-        recursion.next_direction(current, previous)
+        recursion.next_direction(torch.zeros(size, dtype=torch.float64), current, previous)
         recursion.direction = direction  # Smoothing goes on; what is remembered stays.
         momenta.append(recursion.momentum)
     return sum(momenta[updates // 2 :]) / (updates - updates // 2)
@@ -99,25 +95,91 @@ def test_measured_momentum_forgets_what_is_wrong_and_trusts_what_is_right() -> N
 @pytest.mark.parametrize("momentum", [0.0, 1.5, -0.1, "adam"])
 def test_momentum_outside_its_range_is_named(momentum: float | str) -> None:
     with pytest.raises(ValueError, match=str(momentum)):
-        PolicyRecursion(momentum, 0.3)  # type: ignore[arg-type]
+        PolicyRecursion(momentum)  # type: ignore[arg-type]
 
 
 def test_foreign_state_is_refused() -> None:
     with pytest.raises(ValueError, match="not the state"):
-        PolicyRecursion("storm+", 0.3).load_state_dict({"step": 1})
+        PolicyRecursion("storm+").load_state_dict({"step": 1})
 
 
-@pytest.mark.parametrize(("overlap", "expected"), [(0.75, 0.5), (0.0, 0.0)])
-def test_data_that_the_direction_has_used_is_not_taken_for_new(overlap: float, expected: float) -> None:
-    # Windows of four blocks of noise, of which each shares three with the one before; the truth is 0, and the policy
-    # does not move. The previous direction is the previous window's mean: E = V_g and K = 3/4 V_g, hence a = 1/2.
+def windows(n: int, size: int = 500) -> Iterator[Tensor]:
+    """Parts ``(8, size)`` of windows of four rollouts of noise, each of which shares three with the one before."""
     generator = torch.Generator().manual_seed(0)
-    recursion = started("measured", direction=torch.ones(500))
-    recursion.error_ratio, momenta = 1.0, []
-    for _ in range(100):
-        blocks = torch.randn(5, 8, 500, generator=generator)
-        recursion.direction = blocks[:4].mean(dim=(0, 1))
-        window = blocks[1:].mean(dim=0)
-        recursion.next_direction(window, window, overlap)
+    rollouts = list(torch.randn(4, 8, size, generator=generator, dtype=torch.float64))
+    for _ in range(n):
+        yield torch.stack(rollouts[-4:]).mean(dim=0)
+        rollouts = [*rollouts[-3:], torch.randn(8, size, generator=generator, dtype=torch.float64)]
+
+
+@pytest.mark.parametrize(("weights", "expected"), [([0.25] * 4, 0.5), ([0.0] * 4, 0.0)])
+def test_data_that_the_direction_has_used_is_not_taken_for_new(weights: list[float], expected: float) -> None:
+    # The truth is 0 and the policy does not move. A direction that is the previous window's mean has E = V_g and
+    # K = 3/4 V_g, hence a = 1/2; one that is exact and has used nothing of the window needs no new data at all.
+    recursion, previous, momenta = started("measured", torch.ones(500, dtype=torch.float64)), None, []
+    for window in windows(100):
+        if previous is not None:
+            recursion.direction = previous.mean(dim=0) * sum(weights)
+            recursion.rollout_weights = list(weights)
+            recursion.next_direction(torch.zeros(500, dtype=torch.float64), window, window, 4)
+            momenta.append(recursion.momentum)
+        previous = window
+    assert sum(momenta[50:]) / len(momenta[50:]) == pytest.approx(expected, abs=0.05)
+
+
+def test_over_a_window_that_slides_the_direction_is_better_than_its_gradient() -> None:
+    recursion, errors, noises = PolicyRecursion("measured"), [], []
+    for window in windows(200):
+        direction = recursion.next_direction(torch.zeros(500, dtype=torch.float64), window, window, 4)
+        recursion.next_step_size(1.0)
+        errors.append(float(direction @ direction))
+        noises.append(float(window.mean(dim=0) @ window.mean(dim=0)))
+    # With the overlap taken as if d were the last window's gradient, it is 1.2 times as large.
+    assert sum(errors[50:]) < 0.75 * sum(noises[50:])
+
+
+def test_what_each_rollout_weighs_in_the_direction_is_tracked() -> None:
+    # One coordinate a rollout, and a truth of 0 at both points: the direction is its weights.
+    recursion = PolicyRecursion(0.2)
+    for update in range(6):
+        n_rollouts = min(4, update + 1)
+        window = torch.eye(6)[update + 1 - n_rollouts : update + 1].mean(dim=0, keepdim=True)
+        direction = recursion.next_direction(torch.zeros(6), window, window, n_rollouts)
+        recursion.next_step_size(1.0)
+        if update == 0:
+            continue
+        # g' = g here: d_t = a g_t + (1 - a) d_{t-1}.
+        assert direction[update + 1 - n_rollouts : update + 1].tolist() == pytest.approx(recursion.rollout_weights)
+
+
+def test_the_first_measured_error_counts_in_full() -> None:
+    # Remembered with ten times the noise's variance: a = 10 / 11, on the very first update that can measure it.
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(8, 2000, dtype=torch.float64, generator=generator)
+    noise = float(parts.var(dim=0).sum()) / 8
+    recursion = started("measured", torch.full((2000,), (10.0 * noise / 2000) ** 0.5, dtype=torch.float64))
+    recursion.next_direction(torch.zeros(2000, dtype=torch.float64), parts, parts)
+    assert recursion.momentum == pytest.approx(10 / 11, abs=0.03)
+
+
+def test_an_error_along_the_last_step_counts_where_it_is_lost_among_all_coordinates() -> None:
+    generator = torch.Generator().manual_seed(0)
+    momenta = []
+    for along_step in (False, True):
+        recursion = started("measured", torch.zeros(1000, dtype=torch.float64))
+        parts = torch.randn(8, 1000, dtype=torch.float64, generator=generator)
+        assert recursion.direction is not None
+        recursion.direction[0 if along_step else 1] = 5.0
+        step = torch.zeros(1000, dtype=torch.float64)
+        step[0] = 0.1
+        recursion.next_direction(step, parts, parts)
         momenta.append(recursion.momentum)
-    assert sum(momenta[50:]) / 50 == pytest.approx(expected, abs=0.05)
+    assert momenta[0] < 0.4
+    assert momenta[1] > 0.9
+
+
+def test_a_sum_that_overflows_is_an_error_and_not_a_step_of_zero() -> None:
+    recursion = PolicyRecursion("measured")
+    recursion.next_direction(torch.zeros(3), torch.ones(2, 3), None)
+    with pytest.raises(ValueError, match="step size"):
+        recursion.next_step_size(float("inf"))

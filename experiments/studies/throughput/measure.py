@@ -160,8 +160,7 @@ def _gradients(model: STORMPlusPG, clock: Clock) -> dict[str, float]:
     policy, observations, previous = model.policy, model.window.observations(), model.recursion.previous_parameters
     policy.set_training_mode(False)
     networks = model.networks()
-    distribution = networks.actor(observations).distribution()
-    batch = model.window.transitions(observations, distribution, networks, model.gamma, model.gae_lambda)
+    batch = model.window.transitions(observations, networks, model.gamma, model.gae_lambda)
     parts = equal_parts(len(batch.advantages), N_PARTS)
     assert previous is not None
 

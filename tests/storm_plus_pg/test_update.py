@@ -1,0 +1,144 @@
+"""One update of the agent against its equations, written out anew."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from storm_rl import STORMPlusPG
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic
+from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
+from storm_rl.storm_plus_pg.recursion import move_observation_statistics
+from storm_rl.storm_plus_pg.rollouts import Transitions
+from tests.storm_plus_pg.test_storm_plus_pg import small
+
+
+def flat(model: STORMPlusPG) -> torch.Tensor:
+    return parameters_to_vector(model.policy.actor_parameters()).detach().clone()
+
+
+def transitions_of(model: STORMPlusPG) -> tuple[Any, Transitions]:
+    networks = model.networks()
+    actor = networks.actor(model.window.observations())
+    batch = model.window.transitions(actor.observations, networks, model.gamma, model.gae_lambda)
+    return actor, batch._replace(advantages=model._standardised(batch.advantages))
+
+
+def surrogate_gradient(model: STORMPlusPG, batch: Transitions, parameters: torch.Tensor, ent_coef: float) -> Any:
+    """Gradient at ``parameters`` of minus the mean of weight times advantage times log-probability, plus entropy."""
+    actor, here = model.policy.actor_parameters(), flat(model)
+    vector_to_parameters(parameters, actor)
+    distribution = model.policy.get_distribution(batch.observations)
+    log_prob = distribution.log_prob(batch.actions)
+    weights = torch.exp(log_prob.detach() - batch.behaviour_log_prob)
+    objective = (weights * batch.advantages * log_prob).mean() + ent_coef * distribution.entropy().mean()
+    gradient = parameters_to_vector(torch.autograd.grad(-objective, actor))
+    vector_to_parameters(here, actor)
+    return gradient
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("by_autograd", [False, True])
+def test_gradients_are_those_of_the_weighted_surrogate_with_its_entropy(
+    task: str, by_autograd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_autograd:
+        monkeypatch.setattr(NumpyActorCritic, "from_policy", lambda policy: None)
+    model = small(make_vec_env(task, n_envs=2), reuse_rollouts=2, max_weight=None, ent_coef=0.3).learn(64 * 3)
+    assert isinstance(model.networks(), ActorCritic) == by_autograd
+    actor, batch = transitions_of(model)
+    for parameters in (flat(model), flat(model) + 0.02 * torch.randn(len(flat(model)))):
+        parts, weights = model._part_gradients(actor, batch, parameters)
+        expected = surrogate_gradient(model, batch, parameters, 0.3)
+        assert float(weights.std()) > 1e-3
+        torch.testing.assert_close(parts.mean(dim=0), expected, rtol=1e-3, atol=1e-4 * float(expected.norm()))
+
+
+def logged(model: STORMPlusPG, updates: int) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    record = model._record_step
+
+    def spy(*arguments: Any) -> None:
+        record(*arguments)
+        rows.append(dict(model.logger.name_to_value))
+
+    model._record_step = spy  # type: ignore[method-assign]
+    model.learn(updates * model.n_steps * model.n_envs)
+    return rows
+
+
+def test_the_step_size_is_the_documented_one_while_no_bound_is_reached() -> None:
+    rows = logged(small(make_vec_env("CartPole-v1", n_envs=2), target_kl=None, reuse_rollouts=2), 5)
+    assert any(row["train/momentum"] < 0.99 for row in rows)
+    total = 0.0
+    for row in rows:
+        total += row["train/direction_metric_norm"] ** 2 / max(row["train/momentum"], 0.1)
+        assert row["train/step_size"] == pytest.approx(total ** (-1 / 3), rel=1e-5)
+        assert row["train/step_bound"] == 0
+
+
+def test_a_step_beyond_its_bound_is_shortened_to_it_and_says_so() -> None:
+    for row in logged(small(make_vec_env("CartPole-v1", n_envs=2), target_kl=1e-6), 3):
+        assert row["train/step_bound"] == 1
+        quadratic = 0.5 * (row["train/step_size"] * row["train/direction_metric_norm"]) ** 2
+        assert quadratic == pytest.approx(1e-6, rel=1e-4)
+
+
+def test_the_next_updates_previous_parameters_are_those_before_the_step() -> None:
+    model = small(make_vec_env("CartPole-v1", n_envs=2), policy_kwargs={"normalize_observations": False})
+    for _ in range(3):
+        before = flat(model)
+        model.learn(64, reset_num_timesteps=False)
+        assert torch.equal(model.recursion.previous_parameters, before)
+        assert not torch.equal(flat(model), before)
+
+
+def test_the_critic_is_fitted_after_the_actor_has_learned_from_it() -> None:
+    def trained(spoil: bool) -> torch.Tensor:
+        model = small(make_vec_env("CartPole-v1", n_envs=2)).learn(64)
+        update_critic = model._update_critic
+
+        def update(networks: Any, batch: Transitions) -> None:
+            update_critic(networks, batch)
+            if spoil:
+                with torch.no_grad():
+                    model.policy.value_head.linear.bias.add_(100.0)
+
+        model._update_critic = update  # type: ignore[method-assign]
+        model.learn(64, reset_num_timesteps=False)
+        return flat(model)
+
+    assert torch.equal(trained(spoil=False), trained(spoil=True))
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ELU], ids=["numpy", "autograd"])
+def test_observation_statistics_move_the_policy_at_the_first_update_alone(activation: type[torch.nn.Module]) -> None:
+    arguments = {"policy_kwargs": {"activation_fn": activation, "net_arch": [16]}}
+    rows: list[float] = []
+    model = small(make_vec_env("Pendulum-v1", n_envs=2), **arguments)
+    update = model._update_critic
+
+    def spy(networks: Any, batch: Transitions) -> None:
+        rows.append(model.logger.name_to_value["train/statistics_kl"])
+        update(networks, batch)
+
+    model._update_critic = spy  # type: ignore[method-assign]
+    model.learn(64 * 5)
+    assert rows[0] > 1e-3
+    assert max(rows[1:]) < 1e-5
+
+
+def test_what_is_remembered_follows_the_statistics() -> None:
+    # d_{t-1} and theta_{t-1} in the coordinates of the new statistics: the policy at theta_{t-1} is the same function.
+    model = small(make_vec_env("Pendulum-v1", n_envs=2)).learn(64 * 2)
+    observations = model.window.observations()
+    actor = model.networks().actor(observations)
+    previous = copy.copy(actor.distribution(model.recursion.previous_parameters))
+    change = move_observation_statistics(model.policy, observations * 3.0 + 1.0)
+    assert change is not None
+    model.recursion.transform(change)
+    now = model.networks().actor(observations).distribution(model.recursion.previous_parameters)
+    torch.testing.assert_close(now.mode(), previous.mode(), rtol=1e-3, atol=1e-4)
