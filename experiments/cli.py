@@ -67,7 +67,7 @@ def main() -> None:
 
 @app.command()
 def quickstart(output: Output = Path("runs/quickstart"), seeds: Seeds = 3, workers: Workers = 2) -> None:
-    """Train STORM+PG, tuned PPO and tuned SVRPG on CartPole-v1, compare them, and say where everything is."""
+    """Train STORM+PG, RL Zoo's PPO and tuned SVRPG on CartPole-v1, compare them, and say where everything is."""
     agents = ["storm_plus_pg", "ppo_zoo", "svrpg"]
     _exit(run_benchmark(run_specs(agents, ["CartPole-v1"], range(seeds)), output, workers))
 
@@ -91,7 +91,7 @@ def benchmark(
     ] = False,
     rerun_broken: RerunBroken = False,
 ) -> None:
-    """Run any agents on any of the benchmark's tasks, by its protocol; STORM+PG and tuned PPO by default.
+    """Run any agents on any of the benchmark's tasks, by its protocol; STORM+PG and RL Zoo's PPO by default.
 
     A variant of an agent is written with its arguments: --agent "storm_plus_pg[momentum=1.0]".
     """

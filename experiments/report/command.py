@@ -80,7 +80,7 @@ def _results(study: Study) -> list[Section]:
                 Table(tables.each_seed(study, agents), "Every seed, in thousands of env steps, from seed 0 on."),
                 Table(
                     tables.ratios(study, agents),
-                    f"Median steps of tuned PPO over those of each agent; above 1 the agent needs fewer. {INTERVALS}",
+                    f"Median steps of RL Zoo's PPO over each agent's; above 1 the agent needs fewer. {INTERVALS}",
                 ),
             ],
         ),
@@ -102,13 +102,13 @@ def _results(study: Study) -> list[Section]:
                 ),
                 Table(
                     tables.improvement(study, agents),
-                    "Probability that a seed of the agent beats one of tuned PPO on the same task, ties one half "
+                    "Probability that a seed of the agent beats one of that PPO on the same task, ties one half "
                     "(Mann-Whitney), mean over tasks.",
                 ),
                 *_image(
                     "probability_of_improvement",
                     figures.improvement(study, agents),
-                    "Probability of improvement over tuned PPO; the dotted line is one half.",
+                    "Probability of improvement over RL Zoo's PPO; the dotted line is one half.",
                 ),
             ],
         ),

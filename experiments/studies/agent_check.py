@@ -1,4 +1,4 @@
-"""The aims that STORM+PG has to meet against tuned PPO, each with pass or miss; runs what is missing first."""
+"""The aims that STORM+PG has to meet against RL Zoo's PPO, each with pass or miss; runs what is missing first."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +39,7 @@ def agent_check(
         bool, typer.Option("--ablations", help="Run the ablations too (agents/ablations.py).")
     ] = False,
 ) -> None:
-    """Compare STORM+PG's defaults with tuned PPO on all tasks: each aim with pass or miss; exit code 1 for a miss."""
+    """Compare STORM+PG's defaults and RL Zoo's PPO on all tasks: each aim with pass or miss; exit code 1 for a miss."""
     agents = [OURS, REFERENCE, *(ABLATIONS if ablations else [])]
     specs = run_specs(agents, list(TASKS), range(seeds))
     if not run_benchmark(specs, results, workers):
@@ -49,7 +49,7 @@ def agent_check(
     study = Study.of({spec: run for spec, run in runs.items() if spec in known})
     aims = check(study)
     console = Console()
-    console.print(_table("STORM+PG against PPO as RL Zoo tuned it", aims))
+    console.print(_table("STORM+PG against RL Zoo's PPO", aims))
     if study.variants:
         variants = [OURS, *study.variants]
         console.print(_table("Ablations: median env steps to the threshold", tables.steps(study, variants)))

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from gymnasium import spaces
@@ -28,10 +28,11 @@ Weigh = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of a slice of the transitions: their importance weights."""
 
 # Defaults that follow the number of environments: transitions of a rollout and vector steps of it at the least;
-# rollouts that an update learns from, and fewer of larger ones.
+# rollouts that an update learns from, and fewer of larger ones; nats of a step at most for a rollout of that size.
 ROLLOUT_TRANSITIONS = 512
 MIN_STEPS = 16
 MAX_REUSE = 4
+KL_OF_ROLLOUT = 0.01
 # Parts of the transitions, each a run of one environment or of a few, whose gradients measure the noise.
 N_PARTS = 8
 
@@ -75,7 +76,8 @@ class STORMPlusPG(RolloutAlgorithm):
         max_weight: Importance weights are truncated at this value; None for no bound.
         cg_max_steps: Conjugate-gradient iterations of one step.
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
-        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound.
+        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.01
+            for every 512 transitions of a rollout, at least 0.01 and at most 0.04: larger rollouts are less noisy.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) in place of Gaussian noise, for Box actions.
             None: for every Box action space.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
@@ -116,7 +118,7 @@ class STORMPlusPG(RolloutAlgorithm):
         max_weight: float | None = 10.0,
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
-        target_kl: float | None = 0.02,
+        target_kl: float | Literal["auto"] | None = "auto",
         use_sde: bool | None = None,
         sde_sample_freq: int = 32,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -180,8 +182,9 @@ class STORMPlusPG(RolloutAlgorithm):
             self.reuse_rollouts = check_integer("reuse_rollouts", self.reuse_rollouts, 1)
         if self.max_weight is not None:
             check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
-        if self.target_kl is not None:
-            check_range("target_kl (None for no bound)", self.target_kl, 0.0, low_included=False)
+        if self.target_kl is not None and self.target_kl != "auto":
+            check_range('target_kl ("auto", or None for no bound)', self.target_kl, 0.0, low_included=False)
+            self.target_kl = float(self.target_kl)
         check_range("ent_coef", self.ent_coef, -1e6, 1e6)
         check_integer("sde_sample_freq", self.sde_sample_freq, -1)
         check_range("cg_damping", self.cg_damping, 0.0, 1e6, low_included=False)
@@ -202,7 +205,7 @@ class STORMPlusPG(RolloutAlgorithm):
         return PolicyRecursion("measured")
 
     def _resolve_rollout_size(self) -> None:
-        """Give ``n_steps`` and ``reuse_rollouts`` their values where they follow the environments."""
+        """Give ``n_steps``, ``reuse_rollouts`` and ``target_kl`` their values where they follow the environments."""
         if self.n_steps is None:
             # The same number of transitions whatever the number of environments, until too few steps of each are left.
             self.n_steps = max(MIN_STEPS, -(-ROLLOUT_TRANSITIONS // self.n_envs))
@@ -215,6 +218,8 @@ class STORMPlusPG(RolloutAlgorithm):
         rollouts = self.n_steps * self.n_envs / ROLLOUT_TRANSITIONS
         if self.reuse_rollouts is None:
             self.reuse_rollouts = min(MAX_REUSE, max(1, round(MAX_REUSE / rollouts)))
+        if self.target_kl == "auto":
+            self.target_kl = KL_OF_ROLLOUT * min(4.0, max(1.0, rollouts))
 
     # Update -------------------------------------------------------------------------------------------------------
 
@@ -302,7 +307,7 @@ class STORMPlusPG(RolloutAlgorithm):
 
     def _bounded(self, step_size: float, direction_square: float) -> float:
         bound = float("inf")
-        if self.target_kl is not None and direction_square > 0.0:
+        if isinstance(self.target_kl, float) and direction_square > 0.0:
             # KL(theta, theta + step) is 1/2 step^T F step to second order, and F <= F + damping I.
             bound = float((2.0 * self.target_kl / direction_square) ** 0.5)
         self.logger.record("train/step_bound", int(step_size > bound))

@@ -92,7 +92,7 @@ def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
     [
         ({"advantage_floor": -0.1}, "advantage_floor must be a number in"),
         ({"metric": "manhattan"}, "manhattan"),
-        ({"metric": "euclidean"}, "target_kl=0.02 .*must be None"),
+        ({"metric": "euclidean"}, "target_kl='auto' .*must be None"),
         ({"weights": "episode"}, "weights must be .*'episode'"),
         ({"fisher_states": 2}, "fisher_states"),
         ({"momentum": 2.0}, "momentum must be"),

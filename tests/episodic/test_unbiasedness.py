@@ -263,6 +263,21 @@ def test_bias_of_the_biased_forms_is_what_the_documentation_says(form: str, dist
     assert bias == pytest.approx(BIAS[form, distance], rel=0.03)
 
 
+@pytest.mark.parametrize("distance", [0.005, 0.05, 1.0])
+def test_the_bias_of_a_difference_of_per_step_gradients_does_not_vanish_with_the_step(distance: float) -> None:
+    mdp = slippery_cliff(horizon=4)
+    old = logits_of(mdp, 0)
+    current = old + distance * logits_of(mdp, 1)
+
+    def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
+        weights = per_step_weights(log_prob, mdp.log_prob(current, t), mask=t.mask)
+        return score_surrogate(log_prob, weights * gpomdp_advantages(t.rewards, t.mask, mdp.gamma), t.mask)
+
+    found = expectation(mdp, current, current, estimate) - expectation(mdp, old, current, estimate)
+    exact = mdp.gradient(current) - mdp.gradient(old)
+    assert float((found - exact).norm() / exact.norm()) == pytest.approx(0.23, abs=0.01)
+
+
 def test_actor_critic_with_any_values_and_lambda_one_is_the_undiscounted_step_gradient() -> None:
     """With gamma = 1 nothing is dropped, so the estimate is the exact gradient over the episode's length."""
     mdp = two_state(gamma=1.0)

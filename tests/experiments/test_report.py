@@ -44,7 +44,7 @@ def test_tables_hold_what_the_runs_say(folder: Path) -> None:
     assert list(study.agents) == agents
     steps = tables.steps(study, agents).set_index("agent")
     assert steps.loc["STORM+PG (defaults)", "CartPole-v1"] == "5,000"
-    assert steps.loc["PPO (RL Zoo tuned)", "CartPole-v1"] == "20,000 (1 of 3 never)"
+    assert steps.loc["PPO ((RL Zoo's settings))", "CartPole-v1"] == "20,000 (1 of 3 never)"
     assert steps.loc["SVRPG", "Acrobot-v1"] == "-"
     assert tables.each_seed(study, agents).loc[1, "CartPole-v1"] == "12 20 never"
     (ratios,) = tables.ratios(study, agents).to_dict("records")  # SVRPG did not run on every task.

@@ -32,15 +32,16 @@ def test_defaults_solve_cartpole_within_20000_steps() -> None:
 def test_defaults_follow_the_number_of_environments_and_the_rollout() -> None:
     def resolved(n_envs: int, **arguments: Any) -> tuple[Any, ...]:
         model = STORMPlusPG("MlpPolicy", make_vec_env("CartPole-v1", n_envs), device="cpu", **arguments)
-        return model.n_steps, model.reuse_rollouts, model.window.size
+        return model.n_steps, model.reuse_rollouts, model.window.size, model.target_kl
 
     for n_envs, n_steps in ((1, 512), (8, 64), (24, 22), (32, 16)):
-        assert resolved(n_envs) == (n_steps, 4, 4)
-    assert resolved(64) == (16, 2, 2)
-    assert resolved(128) == (16, 1, 1)
-    assert resolved(8, n_steps=4096) == (4096, 1, 1)
-    assert resolved(8, n_steps=8) == (8, 4, 4)
-    assert resolved(64, reuse_rollouts=3) == (16, 3, 3)
+        assert resolved(n_envs) == (n_steps, 4, 4, pytest.approx(0.01, rel=0.04))
+    assert resolved(64) == (16, 2, 2, pytest.approx(0.02))
+    assert resolved(128) == (16, 1, 1, pytest.approx(0.04))
+    assert resolved(8, n_steps=4096) == (4096, 1, 1, pytest.approx(0.04))
+    assert resolved(8, n_steps=8) == (8, 4, 4, 0.01)
+    assert resolved(64, reuse_rollouts=3, target_kl=0.5) == (16, 3, 3, 0.5)
+    assert resolved(64, target_kl=None) == (16, 2, 2, None)
 
 
 def test_every_documented_scalar_reaches_tensorboard_with_the_last_update(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_kl_of_the_first_step_is_its_cap(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"gamma": 1.5}, "gamma must be a number in"),
         ({"gae_lambda": -0.1}, "gae_lambda must be a number in"),
-        ({"target_kl": 0.0}, r"target_kl .*must be greater than 0"),
+        ({"target_kl": 0.0}, r"target_kl .*\"auto\".*must be greater than 0"),
         ({"max_weight": -1.0}, r"max_weight .*must be greater than 0"),
         ({"cg_damping": 0.0}, "cg_damping must be a number in"),
     ],

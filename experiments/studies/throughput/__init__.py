@@ -134,7 +134,7 @@ def measure_all(
 
 
 def time_all(path: Path, seeds: int) -> pd.DataFrame:
-    """All rows of ``path``, after what it lacks was measured: the time of STORM+PG and tuned PPO to the threshold.
+    """All rows of ``path``, after what it lacks was measured: the time of STORM+PG and RL Zoo's PPO to the threshold.
 
     By the benchmark's protocol, on one core, but a run ends with the second evaluation at the threshold. Agents take
     turns.
@@ -156,6 +156,6 @@ def time_all(path: Path, seeds: int) -> pd.DataFrame:
 
 
 def to_threshold(folder: Path) -> pd.DataFrame:
-    """A row for each run of STORM+PG and tuned PPO on the timed tasks, gymnasium's environments, as `measured`."""
+    """A row for each run of STORM+PG and RL Zoo's PPO on the timed tasks, gymnasium's environments, as `measured`."""
     rows = measured(load_runs(folder).values())
     return rows[rows["agent"].isin([OURS, REFERENCE]) & rows["task"].isin(TIMED_TASKS) & ~rows["batched"]]

@@ -67,7 +67,7 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """STORM+PG's env steps per second over tuned PPO's, each pair of one repeat of one run of the command.
+    """STORM+PG's env steps per second over those of RL Zoo's PPO, each pair of one repeat of one run of the command.
 
     Variants of STORM+PG count on their own number of batched environments.
     """
@@ -138,7 +138,7 @@ def _exponent(found: pd.DataFrame, by: str) -> str:
 
 
 def to_threshold(timed: pd.DataFrame) -> pd.DataFrame:
-    """Median seconds to the threshold of STORM+PG and tuned PPO, and PPO's over ours."""
+    """Median seconds to the threshold of STORM+PG and RL Zoo's PPO, and PPO's over ours."""
     table = []
     for task, group in timed.groupby("task", sort=False):
         row, seconds = {"task": str(task)}, {}
