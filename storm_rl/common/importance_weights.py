@@ -16,10 +16,9 @@ How much bias: on the four-step cliff of ``envs.mdps``, relative to the exact gr
 policies whose logits differ by 0.05 (and by 1) standard normal numbers: per step 0.3 % (5 %), per decision
 truncated at 1 2.8 % (38 %); self-normalised over two episodes of two steps 1.0 % (22 %).
 
-Conventions: episodes lie along the first dimension and steps along the second, ``(n_episodes, n_steps)``; a
-boolean ``mask`` of that shape is true where a step was taken. What stands where the mask is false (padding,
-the steps after the end of an episode) is never read, be it NaN. All products are sums of logarithms. No
-gradient flows through a weight: every result is detached.
+Conventions: episodes lie along the first dimension and steps along the second, ``(n_episodes, n_steps)``; a boolean
+``mask`` of that shape is true where a step was taken. What stands where it is false (padding) is never read, be it NaN.
+All products are sums of logarithms. No gradient flows through a weight: every result is detached.
 """
 
 import math
@@ -36,15 +35,13 @@ def per_step_weights(
     Args:
         target_log_prob: ``log pi(a|s)``.
         behaviour_log_prob: ``log mu(a|s)``.
-        max_weight: The largest weight; larger ones become it. None: no bound.
+        max_weight: Larger weights become it. None: no bound.
         mask: Where false, the weight is 0 whatever the log-probabilities are.
 
     Raises:
-        ValueError: If shapes differ, the mask leaves nothing, ``max_weight`` is not positive, or a weight is
-            not finite.
+        ValueError: If shapes differ, the mask leaves nothing, ``max_weight`` is not positive or a weight not finite.
     """
-    log_ratio = _log_ratio(target_log_prob, behaviour_log_prob, mask)
-    return masked(_exponentiate(log_ratio, max_weight), mask)
+    return masked(_exponentiate(_log_ratio(target_log_prob, behaviour_log_prob, mask), max_weight), mask)
 
 
 def per_decision_weights(
@@ -61,10 +58,9 @@ def per_decision_weights(
         behaviour_log_prob: ``log mu(a|s)``, the same shape.
         mask: Boolean, the same shape; the weight is 0 where it is false.
         max_weight: As in `per_step_weights`.
-        self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so
-            that they cannot overflow. An episode that has ended stays in that mean with its last weight, as an
-            episode in an absorbing state would; leaving it out would also divide by the probability of being
-            alive.
+        self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so that they
+            cannot overflow. An episode that has ended stays in that mean with its last weight, as an episode in an
+            absorbing state would; leaving it out would also divide by the probability of being alive.
 
     Raises:
         ValueError: As `per_step_weights`; also if self-normalisation meets a step whose weights are all 0.
@@ -106,12 +102,10 @@ def defensive_weights(
     Metelli, Restelli, Machine Learning 2024).
 
     Args:
-        target_log_prob: Log-probabilities under the target, shape ``(n_episodes, n_steps)``; usually one of
-            the next two.
+        target_log_prob: Log-probabilities under the target, shape ``(n_episodes, n_steps)``; usually one of the next.
         current_log_prob: Under the current policy, the same shape.
         previous_log_prob: Under the previous (anchor, snapshot) policy, the same shape.
-        defensive: ``b`` in [0, 1], the share of episodes that the *previous* policy samples. The paper's
-            alpha is ``1 - b``.
+        defensive: ``b`` in [0, 1], the *previous* policy's share of the episodes. The paper's alpha is ``1 - b``.
         mask: Boolean, the same shape.
         per_decision: One weight a step, of the prefix up to it, in place of one an episode.
 
@@ -124,11 +118,10 @@ def defensive_weights(
     if not 0.0 <= defensive <= 1.0:
         raise ValueError(f"defensive must lie in [0, 1] (the previous policy's share), got {defensive}")
     check_padded("log-probabilities", target_log_prob)
-    behaviours = ((1.0 - defensive, current_log_prob), (defensive, previous_log_prob))
     # Relative to the target, -log w = logsumexp_j(log p_j + sum_h (log mu_j - log pi)): in range however long the
     # episode. A policy without a share must not be able to make a weight NaN.
     log_products = []
-    for share, behaviour_log_prob in behaviours:
+    for share, behaviour_log_prob in ((1.0 - defensive, current_log_prob), (defensive, previous_log_prob)):
         if share > 0.0:
             log_ratio = _log_ratio(behaviour_log_prob, target_log_prob, mask)
             log_product = log_ratio.cumsum(dim=1) if per_decision else log_ratio.sum(dim=1)
@@ -218,8 +211,7 @@ def _exponentiate(log_weights: Tensor, max_weight: float | None, self_normalise:
         )
     if bool(torch.isinf(weights).any()):
         raise ValueError(
-            f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two "
-            "policies are too far apart for unbounded weights; set max_weight, use mixture weights or take "
-            "smaller steps"
+            f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two policies "
+            "are too far apart for unbounded weights; set max_weight, use mixture weights or take smaller steps"
         )
     return weights
