@@ -26,9 +26,7 @@ _UNTOUCHED = "The policy and all statistics are as before this rollout."
 def check_integer(name: str, value: Any, minimum: int) -> int:
     """``value`` as Python's int (numpy's is taken too), if it is an integer of at least ``minimum``.
 
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is a fraction, or too small.
+    Otherwise ``TypeError`` if it is no number, and ``ValueError`` if it is a fraction or too small.
     """
     _check_number(name, value, f"an integer of at least {minimum}")
     if not isinstance(value, numbers.Integral) or value < minimum:
@@ -37,12 +35,7 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf, low_included: bool = True) -> None:
-    """Raise unless ``value`` is a number between ``low`` and ``high``, which is included; NaN never is.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is outside.
-    """
+    """``TypeError`` unless ``value`` is a number, ``ValueError`` unless from ``low`` to ``high``; NaN never is."""
     right = f"at least {low:g}" if low_included else f"greater than {low:g}"
     if high < math.inf:
         right = f"a number in {'[' if low_included else '('}{low:g}, {high:g}]"
@@ -54,9 +47,7 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf, low_i
 def check_learning_rate(name: str, value: Any) -> Any:
     """``value`` if it is a schedule, or as Python's float if it is a number in [0, 1e6].
 
-    Raises:
-        TypeError: It is neither.
-        ValueError: It is negative, NaN, or so large that a float32 may not hold a step.
+    Otherwise ``TypeError``, or ``ValueError`` for a number out of range: a step of it may not fit in float32.
     """
     if callable(value):
         return value

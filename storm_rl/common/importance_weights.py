@@ -1,12 +1,10 @@
 r"""Importance weights: how data of a behaviour policy stands in for data of a target policy.
 
-A trajectory ``(s_0, a_0, ..., s_{T-1}, a_{T-1})`` was sampled by ``mu`` (behaviour) and an expectation under
-``pi`` (target) is wanted. The transition probabilities cancel, so only log-probabilities of actions matter,
-with ``rho_h = pi(a_h | s_h) / mu(a_h | s_h)``:
+A trajectory ``(s_0, a_0, ..., s_{T-1}, a_{T-1})`` was sampled by ``mu`` (behaviour) and an expectation under ``pi``
+(target) is wanted. Transition probabilities cancel; what is left is ``rho_h = pi(a_h | s_h) / mu(a_h | s_h)``:
 
 - *per trajectory*, :math:`w = \prod_{h < T} \rho_h`, multiplies all that the trajectory contributes;
-- *per decision*, :math:`w_h = \prod_{k \le h} \rho_k`, multiplies the reward at ``h`` (Precup, Sutton, Singh,
-  ICML 2000);
+- *per decision*, :math:`w_h = \prod_{k \le h} \rho_k`, multiplies the reward at ``h`` (Precup, Sutton, Singh, 2000);
 - *per step*, :math:`\rho_h`, multiplies the score at ``h`` with its advantage frozen.
 
 The first two are unbiased; the third is not (it ignores that ``pi`` visits other states), but its variance
@@ -107,10 +105,7 @@ def defensive_weights(
         previous_log_prob: Under the previous (anchor, snapshot) policy, the same shape.
         defensive: ``b`` in [0, 1], the *previous* policy's share of the episodes. The paper's alpha is ``1 - b``.
         mask: Boolean, the same shape.
-        per_decision: One weight a step, of the prefix up to it, in place of one an episode.
-
-    Returns:
-        Shape ``(n_episodes, n_steps)`` if ``per_decision`` else ``(n_episodes,)``, detached.
+        per_decision: A weight a step, ``(n_episodes, n_steps)``, of the prefix; else one an episode, ``(n_episodes,)``.
 
     Raises:
         ValueError: If ``defensive`` is outside [0, 1], and as `per_decision_weights`.
