@@ -7,6 +7,7 @@ import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,9 +26,7 @@ _UNTOUCHED = "The policy and all statistics are as before this rollout."
 def check_integer(name: str, value: Any, minimum: int) -> int:
     """``value`` as Python's int (numpy's is taken too), if it is an integer of at least ``minimum``.
 
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is a fraction, or too small.
+    Otherwise ``TypeError`` if it is no number, and ``ValueError`` if it is a fraction or too small.
     """
     _check_number(name, value, f"an integer of at least {minimum}")
     if not isinstance(value, numbers.Integral) or value < minimum:
@@ -36,43 +35,33 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf, low_included: bool = True) -> None:
-    """Raise unless ``value`` is a number between ``low`` and ``high``, which is included; NaN never is.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is outside.
-    """
+    """``TypeError`` unless ``value`` is a number, ``ValueError`` unless from ``low`` to ``high``; NaN never is."""
     right = f"at least {low:g}" if low_included else f"greater than {low:g}"
     if high < math.inf:
         right = f"a number in {'[' if low_included else '('}{low:g}, {high:g}]"
     _check_number(name, value, right)
     if not (low <= value <= high if low_included else low < value <= high):
-        raise ValueError(_message(name, right, value))
+        raise ValueError(f"{name} must be {right}, got {value!r}.")
 
 
 def check_learning_rate(name: str, value: Any) -> Any:
     """``value`` if it is a schedule, or as Python's float if it is a number in [0, 1e6].
 
-    Raises:
-        TypeError: It is neither.
-        ValueError: It is negative, NaN, or so large that a float32 may not hold a step.
+    Otherwise ``TypeError``, or ``ValueError`` for a number out of range: a step of it may not fit in float32.
     """
     if callable(value):
         return value
-    _check_number(name, value, "a number in [0, 1e6] or a schedule")
+    right = "a number in [0, 1e6] or a schedule"
+    _check_number(name, value, right)
     if not 0.0 <= value <= 1e6:
-        raise ValueError(_message(name, "a number in [0, 1e6] or a schedule", value))
+        raise ValueError(f"{name} must be {right}, got {value!r}.")
     return float(value)
 
 
 def _check_number(name: str, value: Any, right: str) -> None:
     # A bool is an integer to Python, and never meant as one here.
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(_message(name, right, value))
-
-
-def _message(name: str, right: str, value: Any) -> str:
-    return f"{name} must be {right}, got {value!r}."
+        raise TypeError(f"{name} must be {right}, got {value!r}.")
 
 
 # Collected data ---------------------------------------------------------------------------------------------------
@@ -93,20 +82,17 @@ def check_transition(
             f"environment {index} gave reward {rewards[index]} at env step {step}; rewards must be finite "
             f"in float32. {_UNTOUCHED}"
         )
-    for key, batch in _parts(observations, "observation"):
+    parts = [(0, key, batch) for key, batch in _parts(observations, "observation")]
+    for index in np.flatnonzero(dones).tolist():
+        if (terminal := infos[index].get("terminal_observation")) is not None:
+            parts += [(index, key, part[None]) for key, part in _parts(terminal, "terminal observation")]
+    for first, key, batch in parts:
         finite = _finite_rows(batch)
         if finite is not None:
-            index = int(np.argmin(finite))
+            row = int(np.argmin(finite))
             raise ValueError(
-                f"environment {index} gave a NaN or infinite {key} at env step {step}: {batch[index]}. {_UNTOUCHED}"
+                f"environment {first + row} gave a NaN or infinite {key} at env step {step}: {batch[row]}. {_UNTOUCHED}"
             )
-    for index in np.flatnonzero(dones).tolist():
-        terminal = infos[index].get("terminal_observation")
-        for key, part in [] if terminal is None else _parts(terminal, "terminal observation"):
-            if _finite_rows(part[None]) is not None:
-                raise ValueError(
-                    f"environment {index} gave a NaN or infinite {key} at env step {step}: {part}. {_UNTOUCHED}"
-                )
 
 
 def _parts(observations: Any, name: str) -> list[tuple[str, NDArray[Any]]]:
@@ -185,8 +171,7 @@ def not_finite_name(state: Any, name: str = "") -> str | None:
         return None if np.isfinite(state) else name
     entries = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
     for key, entry in entries:
-        found = not_finite_name(entry, f"{name}.{key}" if name else str(key))
-        if found is not None:
+        if (found := not_finite_name(entry, f"{name}.{key}" if name else str(key))) is not None:
             return found
     return None
 
@@ -223,13 +208,9 @@ def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], 
 def _snapshot(algorithm: Any) -> dict[str, Any]:
     """``get_parameters()``, copied where an update writes in place: modules and optimizers do, all else is replaced."""
     return {
-        name: _copied(state) if isinstance(_attribute(algorithm, name), (nn.Module, torch.optim.Optimizer)) else state
+        name: _copied(state) if isinstance(attrgetter(name)(algorithm), (nn.Module, torch.optim.Optimizer)) else state
         for name, state in algorithm.get_parameters().items()
     }
-
-
-def _attribute(algorithm: Any, dotted_name: str) -> Any:
-    return functools.reduce(getattr, dotted_name.split("."), algorithm)
 
 
 def _copied(state: Any) -> Any:

@@ -16,22 +16,14 @@ from stable_baselines3.common.vec_env import VecEnv
 # Recorded as they are. Exact types: numpy's float64 is a float too, but is not read back as plain data.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 # Part of how an environment was made or shown, not of its state: left as the other process has them.
-_CONSTANT = (
-    type,
-    np.dtype,
-    range,
-    slice,
-    property,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.ModuleType,
-    EnvSpec,
-    WrapperSpec,
-    ResultsWriter,
-)
-# What SB3's wrappers copy from their class.
-_SKIPPED_ATTRIBUTES = ("class_attributes",)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+_CONSTANT = (*_FUNCTIONS, types.ModuleType, type, np.dtype, range, slice, property, EnvSpec, WrapperSpec, ResultsWriter)
+_CHANGED_IN_PLACE: dict[str, type[Any]] = {
+    "generator": np.random.Generator,
+    "random_state": np.random.RandomState,
+    "python_random": random.Random,
+    "space": spaces.Space,
+}
 
 
 def environment_state(env: VecEnv | gym.Env[Any, Any]) -> Any:
@@ -39,12 +31,10 @@ def environment_state(env: VecEnv | gym.Env[Any, Any]) -> Any:
 
     Wrappers, environments and their generators are walked through, attribute by attribute. An object that has
     ``get_state()`` and ``set_state(state)`` of its own is asked instead; that is the way for an environment whose
-    state is not in plain attributes (a physics engine, another process).
+    state is not in plain attributes (a physics engine, another process). The result shares no memory with ``env``.
 
     Known to be exact: gymnasium's classic-control and toy-text environments, also inside gymnasium's wrappers and
     SB3's ``Monitor``, ``DummyVecEnv``, ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage`` and ``VecMonitor``.
-
-    What is returned shares no memory with ``env``.
 
     Raises:
         ValueError: Something in ``env`` is not plain data; the message names the attribute.
@@ -58,14 +48,10 @@ def restore_environment(env: VecEnv | gym.Env[Any, Any], state: Any) -> None:
     Raises:
         ValueError: ``env`` is of another kind, wrapped differently, or has another number of environments.
     """
-    recorded = _recorded_num_envs(state)
+    recorded = state.get("attributes", {}).get("num_envs")
     if isinstance(env, VecEnv) and recorded is not None and recorded != env.num_envs:
         raise ValueError(f"the state is of {recorded} environments; these are {env.num_envs}")
     _decode(state, env, type(env).__name__)
-
-
-def _recorded_num_envs(state: Any) -> Any:
-    return state.get("attributes", {}).get("num_envs")
 
 
 def _encode(value: Any, path: str, seen: set[int]) -> Any:
@@ -83,10 +69,8 @@ def _encode(value: Any, path: str, seen: set[int]) -> Any:
         return {"kind": "dict", "items": items}
     if isinstance(value, (list, tuple, deque)):
         entries = [_encode(entry, f"{path}[{index}]", seen) for index, entry in enumerate(value)]
-        return {
-            "kind": next(kind.__name__ for kind in (list, tuple, deque) if isinstance(value, kind)),
-            "items": entries,
-        }
+        kind = next(kind.__name__ for kind in (list, tuple, deque) if isinstance(value, kind))
+        return {"kind": kind, "items": entries}
     if isinstance(value, np.random.Generator):
         return {"kind": "generator", "state": _encode(value.bit_generator.state, path, seen)}
     if isinstance(value, np.random.RandomState):
@@ -94,16 +78,13 @@ def _encode(value: Any, path: str, seen: set[int]) -> Any:
     if isinstance(value, random.Random):
         return {"kind": "python_random", "state": value.getstate()}
     if isinstance(value, spaces.Space):
-        return _encode_space(value, path, seen)
+        # The generator that `sample` draws from; the rest of a space does not change.
+        parts = {name: getattr(value, name, None) for name in ("_np_random", "spaces")}
+        encoded = {name: _encode(part, path, seen) for name, part in parts.items() if part is not None}
+        return {"kind": "space", "parts": encoded}
     if isinstance(value, _CONSTANT) or type(value).__module__.split(".")[0] == "pygame" or id(value) in seen:
         return {"kind": "kept"}
     return _encode_object(value, path, seen)
-
-
-def _encode_space(space: spaces.Space[Any], path: str, seen: set[int]) -> dict[str, Any]:
-    """The generator that ``sample()`` draws from; the rest of a space does not change."""
-    parts = {name: getattr(space, name) for name in ("_np_random", "spaces") if getattr(space, name, None) is not None}
-    return {"kind": "space", "parts": {name: _encode(part, path, seen) for name, part in parts.items()}}
 
 
 def _encode_object(value: Any, path: str, seen: set[int]) -> dict[str, Any]:
@@ -120,7 +101,7 @@ def _encode_object(value: Any, path: str, seen: set[int]) -> dict[str, Any]:
     attributes = {
         name: _encode(attribute, f"{path}.{name}", seen)
         for name, attribute in vars(value).items()
-        if name not in _SKIPPED_ATTRIBUTES
+        if name != "class_attributes"  # What SB3's wrappers copy from their class.
     }
     return {**recorded, "attributes": attributes}
 
@@ -146,20 +127,20 @@ def _decode(state: Any, current: Any, path: str) -> Any:
         return result
     if kind in ("list", "tuple", "deque"):
         return _decode_sequence(state, current, path)
+    if kind == "generator" and current is None:  # gymnasium's environments have none before their first reset.
+        current = np.random.Generator(getattr(np.random, _decode(state["state"], None, path)["bit_generator"])())
+    if current is None or not isinstance(current, _CHANGED_IN_PLACE.get(kind, object)):
+        raise ValueError(f"the state does not fit: {path} is {current!r}, and was a {kind}")
     if kind == "generator":
-        recorded = _decode(state["state"], None, path)
-        if current is None:  # gymnasium's environments have none before their first reset.
-            current = np.random.Generator(getattr(np.random, recorded["bit_generator"])())
-        _check_kind(kind, current, path)
-        current.bit_generator.state = recorded
-        return current
-    _check_kind(kind, current, path)
-    if kind == "random_state":
+        current.bit_generator.state = _decode(state["state"], None, path)
+    elif kind == "random_state":
         current.set_state(_decode(state["state"], None, path))
     elif kind == "python_random":
         current.setstate(state["state"])
     elif kind == "space":
-        _decode_space(state["parts"], current, path)
+        # The property `np_random` makes a generator where there is none.
+        for name, part in state["parts"].items():
+            _decode(part, current.np_random if name == "_np_random" else getattr(current, name, None), path)
     else:
         _decode_object(state, current, path)
     return current
@@ -168,20 +149,10 @@ def _decode(state: Any, current: Any, path: str) -> Any:
 def _decode_sequence(state: dict[str, Any], current: Any, path: str) -> Any:
     held = list(current) if isinstance(current, (list, tuple, deque)) else []
     held += [None] * (len(state["items"]) - len(held))
-    entries = [
-        _decode(entry, now, f"{path}[{index}]")
-        for index, (entry, now) in enumerate(zip(state["items"], held, strict=False))
-    ]
+    entries = [_decode(entry, held[index], f"{path}[{index}]") for index, entry in enumerate(state["items"])]
     if state["kind"] == "deque":
         return deque(entries, maxlen=current.maxlen if isinstance(current, deque) else None)
     return tuple(entries) if state["kind"] == "tuple" else entries
-
-
-def _decode_space(parts: dict[str, Any], space: spaces.Space[Any], path: str) -> None:
-    if "_np_random" in parts:
-        _decode(parts["_np_random"], space.np_random, path)  # The property makes a generator where there is none.
-    if "spaces" in parts:
-        _decode(parts["spaces"], getattr(space, "spaces", None), path)
 
 
 def _decode_object(state: dict[str, Any], current: Any, path: str) -> None:
@@ -195,17 +166,6 @@ def _decode_object(state: dict[str, Any], current: Any, path: str) -> None:
     for name, attribute in state["attributes"].items():
         if not (isinstance(attribute, dict) and attribute["kind"] == "kept"):
             vars(current)[name] = _decode(attribute, vars(current).get(name), f"{path}.{name}")
-
-
-def _check_kind(kind: str, current: Any, path: str) -> None:
-    expected: type = {
-        "generator": np.random.Generator,
-        "random_state": np.random.RandomState,
-        "python_random": random.Random,
-        "space": spaces.Space,
-    }.get(kind, object)
-    if current is None or not isinstance(current, expected):
-        raise ValueError(f"the state does not fit: {path} is {current!r}, and was a {kind}")
 
 
 def _class_names(value: Any) -> list[str]:

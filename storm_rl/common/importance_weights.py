@@ -1,12 +1,10 @@
 r"""Importance weights: how data of a behaviour policy stands in for data of a target policy.
 
-A trajectory ``(s_0, a_0, ..., s_{T-1}, a_{T-1})`` was sampled by ``mu`` (behaviour) and an expectation under
-``pi`` (target) is wanted. The transition probabilities cancel, so only log-probabilities of actions matter,
-with ``rho_h = pi(a_h | s_h) / mu(a_h | s_h)``:
+A trajectory ``(s_0, a_0, ..., s_{T-1}, a_{T-1})`` was sampled by ``mu`` (behaviour) and an expectation under ``pi``
+(target) is wanted. Transition probabilities cancel; what is left is ``rho_h = pi(a_h | s_h) / mu(a_h | s_h)``:
 
 - *per trajectory*, :math:`w = \prod_{h < T} \rho_h`, multiplies all that the trajectory contributes;
-- *per decision*, :math:`w_h = \prod_{k \le h} \rho_k`, multiplies the reward at ``h`` (Precup, Sutton, Singh,
-  ICML 2000);
+- *per decision*, :math:`w_h = \prod_{k \le h} \rho_k`, multiplies the reward at ``h`` (Precup, Sutton, Singh, 2000);
 - *per step*, :math:`\rho_h`, multiplies the score at ``h`` with its advantage frozen.
 
 The first two are unbiased; the third is not (it ignores that ``pi`` visits other states), but its variance
@@ -18,10 +16,9 @@ truncated at 1 2.8 % (38 %); self-normalised over two episodes of two steps 1.0 
 the gradients at the two policies, which a recursion uses, the per-step weights' bias is 23 % there at any distance,
 however small: it has the order of the difference itself.
 
-Conventions: episodes lie along the first dimension and steps along the second, ``(n_episodes, n_steps)``; a
-boolean ``mask`` of that shape is true where a step was taken. What stands where the mask is false (padding,
-the steps after the end of an episode) is never read, be it NaN. All products are sums of logarithms. No
-gradient flows through a weight: every result is detached.
+Conventions: episodes lie along the first dimension and steps along the second, ``(n_episodes, n_steps)``; a boolean
+``mask`` of that shape is true where a step was taken. What stands where it is false (padding) is never read, be it NaN.
+All products are sums of logarithms. No gradient flows through a weight: every result is detached.
 """
 
 import math
@@ -38,15 +35,13 @@ def per_step_weights(
     Args:
         target_log_prob: ``log pi(a|s)``.
         behaviour_log_prob: ``log mu(a|s)``.
-        max_weight: The largest weight; larger ones become it. None: no bound.
+        max_weight: Larger weights become it. None: no bound.
         mask: Where false, the weight is 0 whatever the log-probabilities are.
 
     Raises:
-        ValueError: If shapes differ, the mask leaves nothing, ``max_weight`` is not positive, or a weight is
-            not finite.
+        ValueError: If shapes differ, the mask leaves nothing, ``max_weight`` is not positive or a weight not finite.
     """
-    log_ratio = _log_ratio(target_log_prob, behaviour_log_prob, mask)
-    return masked(_exponentiate(log_ratio, max_weight), mask)
+    return masked(_exponentiate(_log_ratio(target_log_prob, behaviour_log_prob, mask), max_weight), mask)
 
 
 def per_decision_weights(
@@ -63,10 +58,9 @@ def per_decision_weights(
         behaviour_log_prob: ``log mu(a|s)``, the same shape.
         mask: Boolean, the same shape; the weight is 0 where it is false.
         max_weight: As in `per_step_weights`.
-        self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so
-            that they cannot overflow. An episode that has ended stays in that mean with its last weight, as an
-            episode in an absorbing state would; leaving it out would also divide by the probability of being
-            alive.
+        self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so that they
+            cannot overflow. An episode that has ended stays in that mean with its last weight, as an episode in an
+            absorbing state would; leaving it out would also divide by the probability of being alive.
 
     Raises:
         ValueError: As `per_step_weights`; also if self-normalisation meets a step whose weights are all 0.
@@ -108,17 +102,12 @@ def defensive_weights(
     Metelli, Restelli, Machine Learning 2024).
 
     Args:
-        target_log_prob: Log-probabilities under the target, shape ``(n_episodes, n_steps)``; usually one of
-            the next two.
+        target_log_prob: Log-probabilities under the target, shape ``(n_episodes, n_steps)``; usually one of the next.
         current_log_prob: Under the current policy, the same shape.
         previous_log_prob: Under the previous (anchor, snapshot) policy, the same shape.
-        defensive: ``b`` in [0, 1], the share of episodes that the *previous* policy samples. The paper's
-            alpha is ``1 - b``.
+        defensive: ``b`` in [0, 1], the *previous* policy's share of the episodes. The paper's alpha is ``1 - b``.
         mask: Boolean, the same shape.
-        per_decision: One weight a step, of the prefix up to it, in place of one an episode.
-
-    Returns:
-        Shape ``(n_episodes, n_steps)`` if ``per_decision`` else ``(n_episodes,)``, detached.
+        per_decision: A weight a step, ``(n_episodes, n_steps)``, of the prefix; else one an episode, ``(n_episodes,)``.
 
     Raises:
         ValueError: If ``defensive`` is outside [0, 1], and as `per_decision_weights`.
@@ -126,11 +115,10 @@ def defensive_weights(
     if not 0.0 <= defensive <= 1.0:
         raise ValueError(f"defensive must lie in [0, 1] (the previous policy's share), got {defensive}")
     check_padded("log-probabilities", target_log_prob)
-    behaviours = ((1.0 - defensive, current_log_prob), (defensive, previous_log_prob))
     # Relative to the target, -log w = logsumexp_j(log p_j + sum_h (log mu_j - log pi)): in range however long the
     # episode. A policy without a share must not be able to make a weight NaN.
     log_products = []
-    for share, behaviour_log_prob in behaviours:
+    for share, behaviour_log_prob in ((1.0 - defensive, current_log_prob), (defensive, previous_log_prob)):
         if share > 0.0:
             log_ratio = _log_ratio(behaviour_log_prob, target_log_prob, mask)
             log_product = log_ratio.cumsum(dim=1) if per_decision else log_ratio.sum(dim=1)
@@ -220,8 +208,7 @@ def _exponentiate(log_weights: Tensor, max_weight: float | None, self_normalise:
         )
     if bool(torch.isinf(weights).any()):
         raise ValueError(
-            f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two "
-            "policies are too far apart for unbounded weights; set max_weight, use mixture weights or take "
-            "smaller steps"
+            f"a weight overflows {weights.dtype}: its logarithm is {float(log_weights.max()):.6g}. The two policies "
+            "are too far apart for unbounded weights; set max_weight, use mixture weights or take smaller steps"
         )
     return weights

@@ -67,8 +67,7 @@ def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]
     name, wanted = f"file {str(path)!r}" if isinstance(path, (str, Path)) else "the file", algorithms[0]
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            damaged = archive.testzip()
-            if damaged is not None:
+            if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"its part {damaged!r} is damaged")
             members = set(archive.namelist())
             header = json.loads(archive.read(_HEADER)) if _HEADER in members else {}
@@ -79,23 +78,17 @@ def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]
         ) from error
     if header.get("algorithm", wanted) not in algorithms:
         raise ValueError(f"{name} is a model of {header['algorithm']}, expected one of {wanted}.")
-    missing = {"data", *(f"{parameter}.pth" for parameter in parameters)} - members
-    if missing:
+    if missing := {"data", *(f"{parameter}.pth" for parameter in parameters)} - members:
         raise ValueError(
             f"{name} is not a whole model of {wanted}: {', '.join(sorted(missing))} missing, found "
             f"{', '.join(sorted(members)) or 'nothing'}."
         )
-    if stored is None:
-        return content, {}
-    return content, torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+    return content, {} if stored is None else torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
 
 
 def _read(path: ModelPath) -> bytes:
     if isinstance(path, (str, Path)):
-        path = Path(path)
         # As SB3 looks for it: first the name as given.
-        if not path.is_file():
-            path = Path(f"{path}.zip")
-        return path.read_bytes()
+        return (Path(path) if Path(path).is_file() else Path(f"{path}.zip")).read_bytes()
     path.seek(0)
     return path.read()

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Normal
 
@@ -42,12 +42,7 @@ class ResumableAlgorithm(BaseAlgorithm):
     _in_rollout = False
 
     def __init__(
-        self,
-        policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
-        learning_rate: float | Schedule,
-        *args: Any,
-        **kwargs: Any,
+        self, policy: str | type[BasePolicy], env: GymEnv | str | None, learning_rate: float | Schedule, **kwargs: Any
     ) -> None:
         if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)):
             raise TypeError(
@@ -63,7 +58,7 @@ class ResumableAlgorithm(BaseAlgorithm):
             kwargs["seed"] = check_integer("seed", kwargs["seed"], 0)
         if kwargs.get("policy_kwargs") is not None and not isinstance(kwargs["policy_kwargs"], dict):
             raise TypeError(f"policy_kwargs must be a dict or None, got {kwargs['policy_kwargs']!r}.")
-        super().__init__(policy, env, learning_rate, *args, **kwargs)
+        super().__init__(policy, env, learning_rate, **kwargs)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
@@ -129,14 +124,7 @@ class ResumableAlgorithm(BaseAlgorithm):
             )
         super().set_env(wrapped, force_reset)
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError(
                 f"{type(self).__name__} has no environment to learn in: pass env= to the constructor or to load(), or "
@@ -145,7 +133,7 @@ class ResumableAlgorithm(BaseAlgorithm):
         if self._in_rollout:
             # The last rollout failed and the environments are not where `_last_obs` says.
             self._last_obs, self._in_rollout = None, False
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        return super()._setup_learn(*args, **kwargs)
 
     def save(self, path: ModelPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Save the model: all that the next update depends on, and on request where the environments stand.
@@ -159,7 +147,7 @@ class ResumableAlgorithm(BaseAlgorithm):
         begins with a reset.
 
         Args:
-            path: ``.zip`` is added to a path without suffix; or an open binary file, which is simply written to.
+            path: ``.zip`` is added where it has no suffix; or an open binary file.
             exclude: Attributes to leave out, or ``"window"`` and ``"random_state"``, to save space.
             include: Attributes to keep although they are not by default, or ``"env_state"``.
 
@@ -230,13 +218,13 @@ class ResumableAlgorithm(BaseAlgorithm):
 
         As in SB3, the file's part ``data`` holds pickles, which can run any code: load files from sources that you
         trust only. All other parts are read with ``weights_only=True``; nothing is unpickled before the file has been
-        found to be whole and a model of this class. Entries of ``custom_objects`` replace pickles unread.
+        found to be whole and a model of this class.
 
         Args:
             path: Of the file, with or without ``.zip``, or an open binary file.
             env: Environments to train in, any number of them; for an exact resume, made and wrapped as the saved ones.
             device: Where to compute.
-            custom_objects: Replacements of stored attributes.
+            custom_objects: Replacements of stored attributes, whose pickles are then not read.
             print_system_info: Whether to print on which system the model was saved.
             force_reset: Whether the environments are reset before training; False continues where they stood.
             **kwargs: Arguments of the constructor that are to change.

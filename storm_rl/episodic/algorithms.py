@@ -18,15 +18,8 @@ from torch import Tensor
 
 from storm_rl.common.checks import check_range
 from storm_rl.common.importance_weights import defensive_weights
+from storm_rl.episodic import recursions
 from storm_rl.episodic.episodic_algorithm import EpisodicAlgorithm, Estimator
-from storm_rl.episodic.recursions import (
-    AnchoredRecursion,
-    CoinRecursion,
-    EpochRecursion,
-    MomentumRecursion,
-    PlainGradient,
-    SnapshotRecursion,
-)
 from storm_rl.episodic.returns import Baseline
 
 
@@ -60,9 +53,8 @@ class GPOMDP(EpisodicAlgorithm):
 
     .. math:: \hat g = \frac{1}{N} \sum_i \sum_k \nabla \log \pi(a_{ik}|s_{ik}) \sum_{h \ge k} \gamma^h r_{ih}
 
-    with a baseline; REINFORCE sums all rewards of the episode in place of those to come.
-
-    The baseline is leave-one-out by default, where the papers' is none or a constant.
+    with a baseline, leave-one-out by default, where the papers' is none or a constant. REINFORCE sums all rewards of
+    the episode in place of those to come.
 
     Args:
         batch_size: Episodes of a batch.
@@ -90,9 +82,9 @@ class GPOMDP(EpisodicAlgorithm):
             **kwargs,
         )
 
-    def make_recursion(self) -> AnchoredRecursion:
+    def make_recursion(self) -> recursions.AnchoredRecursion:
         """See `PlainGradient`."""
-        return PlainGradient()
+        return recursions.PlainGradient()
 
 
 class SVRPG(EpisodicAlgorithm):
@@ -131,9 +123,9 @@ class SVRPG(EpisodicAlgorithm):
         self.max_sub_iterations = max_sub_iterations
         super().__init__(policy, env, learning_rate, batch_size=batch_size, mini_batch_size=mini_batch_size, **kwargs)
 
-    def make_recursion(self) -> AnchoredRecursion:
+    def make_recursion(self) -> recursions.AnchoredRecursion:
         """See `SnapshotRecursion`."""
-        return SnapshotRecursion(self.batch_size, self.mini_batch_size, self.max_sub_iterations)
+        return recursions.SnapshotRecursion(self.batch_size, self.mini_batch_size, self.max_sub_iterations)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -177,9 +169,9 @@ class SRVRPG(EpisodicAlgorithm):
         self.epoch_length = epoch_length
         super().__init__(policy, env, learning_rate, batch_size=batch_size, mini_batch_size=mini_batch_size, **kwargs)
 
-    def make_recursion(self) -> AnchoredRecursion:
+    def make_recursion(self) -> recursions.AnchoredRecursion:
         """See `EpochRecursion`."""
-        return EpochRecursion(self.epoch_length)
+        return recursions.EpochRecursion(self.epoch_length)
 
 
 class STORMPG(EpisodicAlgorithm):
@@ -205,9 +197,9 @@ class STORMPG(EpisodicAlgorithm):
         self.momentum = momentum
         super().__init__(policy, env, learning_rate, batch_size=batch_size, mini_batch_size=mini_batch_size, **kwargs)
 
-    def make_recursion(self) -> AnchoredRecursion:
+    def make_recursion(self) -> recursions.AnchoredRecursion:
         """See `MomentumRecursion`."""
-        return MomentumRecursion(self.momentum)
+        return recursions.MomentumRecursion(self.momentum)
 
 
 class PAGEPG(EpisodicAlgorithm):
@@ -235,9 +227,9 @@ class PAGEPG(EpisodicAlgorithm):
         self.probability = probability
         super().__init__(policy, env, learning_rate, batch_size=batch_size, mini_batch_size=mini_batch_size, **kwargs)
 
-    def make_recursion(self) -> AnchoredRecursion:
+    def make_recursion(self) -> recursions.AnchoredRecursion:
         """See `CoinRecursion`."""
-        return CoinRecursion(self.probability)
+        return recursions.CoinRecursion(self.probability)
 
 
 class DEFPG(EpisodicAlgorithm):
@@ -288,22 +280,18 @@ class DEFPG(EpisodicAlgorithm):
             **kwargs,
         )
 
-    def make_recursion(self) -> AnchoredRecursion:
+    def make_recursion(self) -> recursions.AnchoredRecursion:
         """See `CoinRecursion`."""
-        return CoinRecursion(self.probability)
+        return recursions.CoinRecursion(self.probability)
 
     def _draw_sources(self, n_episodes: int) -> npt.NDArray[np.int64]:
         if self.recursion.large_batch:
             return super()._draw_sources(n_episodes)
-        drawn: npt.NDArray[np.int64] = (torch.rand(n_episodes) < self.defensive).long().numpy()
-        return drawn
+        return np.asarray(torch.rand(n_episodes) < self.defensive, dtype=np.int64)
 
     def _importance_weights(self, log_prob: Tensor) -> list[Tensor | None]:
         if len(log_prob) == 1:
             return [None]
         per_decision, mask = self.weights == "per_decision", self.batch.mask
         current, previous = log_prob
-        return [
-            defensive_weights(target, current, previous, self.defensive, mask, per_decision)
-            for target in (current, previous)
-        ]
+        return [defensive_weights(target, current, previous, self.defensive, mask, per_decision) for target in log_prob]

@@ -92,15 +92,11 @@ class EpisodeRecorder:
     def __init__(self, n_envs: int, n_episodes: int) -> None:
         self.quota = EpisodeQuota(n_envs, n_episodes)
         self._observations: list[Any] = []
-        self._actions: list[npt.NDArray[np.generic]] = []
+        self._actions: list[npt.NDArray[Any]] = []
         self._rewards: list[npt.NDArray[np.float64]] = []
 
     def record(
-        self,
-        observations: Any,
-        actions: npt.NDArray[np.generic],
-        rewards: npt.NDArray[Any],
-        dones: npt.NDArray[np.bool_],
+        self, observations: Any, actions: npt.NDArray[Any], rewards: npt.NDArray[Any], dones: npt.NDArray[np.bool_]
     ) -> None:
         """Keep one vector step: arrays ``(n_envs, *shape)``, observations also as a dict of such."""
         # Copies, because a VecEnv may reuse its arrays.

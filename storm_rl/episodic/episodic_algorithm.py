@@ -159,10 +159,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self._check_policy()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
-        )
-        self.policy = self.policy.to(self.device)
+        policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        self.policy = policy.to(self.device)  # type: ignore[assignment]
         observation, _ = self.policy.obs_to_tensor(self.observation_space.sample())
         self.action_distribution = ActionDistribution(self.policy, observation)
         self.actor_optimizer = self._make_actor_optimizer()
@@ -171,11 +169,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self.recursion = self.make_recursion()
 
     def _make_actor_optimizer(self) -> torch.optim.Optimizer:
-        return self.policy.optimizer_class(
-            list(self.action_distribution.named(self.action_distribution.actor_names).values()),
-            lr=self.lr_schedule(1),  # type: ignore[call-arg]
-            **self.policy.optimizer_kwargs,
-        )
+        actor = self.action_distribution.named(self.action_distribution.actor_names).values()
+        rate = self.lr_schedule(1)
+        return self.policy.optimizer_class(list(actor), lr=rate, **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "action_distribution", "batch"]
@@ -318,8 +314,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if len(log_prob) == 1:
             return [None]
         weigh = per_decision_weights if self.weights == "per_decision" else trajectory_weights
-        mask = self.batch.mask
-        return [None, weigh(log_prob[1], log_prob[0], mask, self.max_weight, self.self_normalise)]
+        return [None, weigh(log_prob[1], log_prob[0], self.batch.mask, self.max_weight, self.self_normalise)]
 
     def _advantages(self, batch: TrajectoryBatch, weights: Tensor | None) -> Tensor:
         if self.estimator == "reinforce":
@@ -349,10 +344,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         optimizer.step()
         optimizer.zero_grad()
         step = {name: values.detach() - before[name] for name, values in parameters.items()}
-        averaged = {
-            name: optimizer.state[values].get("exp_avg", direction[name]) for name, values in parameters.items()
-        }
-        length = vector_norm(averaged)
+        length = vector_norm(
+            {name: optimizer.state[p].get("exp_avg", direction[name]) for name, p in parameters.items()}
+        )
         return vector_norm(step) / length if length > 0 else 0.0
 
     def _update_statistics(self, batch: TrajectoryBatch) -> None:
@@ -377,9 +371,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if isinstance(self.policy, StandardisedActorCriticPolicy):
             scale = max(float(targets.std(unbiased=False)), 1e-6)
             self.policy.set_value_scale(scale)
-        n = len(targets)
         for _ in range(self.critic_epochs):
-            for rows in torch.split(torch.randperm(n, device=targets.device), 256):
+            for rows in torch.split(torch.randperm(len(targets), device=targets.device), 256):
                 values = self.policy.predict_values(select(batch.observations, rows)).flatten()
                 loss = nn.functional.mse_loss(values / scale, targets[rows] / scale)
                 self.critic_optimizer.zero_grad()

@@ -74,14 +74,10 @@ class AnchoredRecursion:
         else:
             if self.memory is None or gradient_at_anchor is None:
                 raise ValueError("a small batch needs an anchor and the gradient there; begin with a large batch")
-            names = list(gradient)
-            mixed = recursive_direction(
-                [gradient[name] for name in names],
-                [self.memory[name] for name in names],
-                [gradient_at_anchor[name] for name in names],
-                self.momentum,
-            )
-            direction = dict(zip(names, mixed, strict=True))
+            memory = [self.memory[name] for name in gradient]
+            at_anchor = [gradient_at_anchor[name] for name in gradient]
+            mixed = recursive_direction(list(gradient.values()), memory, at_anchor, self.momentum)
+            direction = dict(zip(gradient, mixed, strict=True))
             self.small_batches += 1
         if self.large_batch or self.moves_anchor:
             self.anchor = {name: values.detach().clone() for name, values in point.items()}

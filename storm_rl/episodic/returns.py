@@ -39,11 +39,7 @@ def check_baseline(baseline: str) -> None:
 
 
 def discount_factors(n_steps: int, gamma: float, like: Tensor) -> Tensor:
-    """``gamma^h`` for ``h < n_steps``, with the dtype and device of ``like``.
-
-    Raises:
-        ValueError: If ``gamma`` is outside [0, 1].
-    """
+    """``gamma^h`` for ``h < n_steps``, typed and placed as ``like``; ``ValueError`` if ``gamma`` is outside [0, 1]."""
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     steps = torch.arange(n_steps, dtype=like.dtype, device=like.device)
@@ -76,8 +72,7 @@ def reinforce_advantages(
     ``weights`` are those of trajectories, ``(n_episodes,)``; None: all 1. A state value is no baseline for one.
 
     Raises:
-        ValueError: As `monte_carlo_returns`; for another shape of ``weights``; for
-            ``baseline="state_value"``.
+        ValueError: As `monte_carlo_returns`; for another shape of ``weights``; for ``baseline="state_value"``.
     """
     check_padded("rewards", rewards)
     check_mask(mask, rewards)
@@ -107,22 +102,20 @@ def gpomdp_advantages(
 ) -> Tensor:
     r"""GPOMDP (Baxter, Bartlett, 2001): :math:`A_k = \sum_{h \ge k} w_h \gamma^h r_h - w_k b_k`.
 
-    It is the estimate :math:`\sum_h w_h \gamma^h r_h \sum_{k \le h} \nabla \log \pi_k` with its sums
-    exchanged: a reward concerns the actions up to it only. The baseline is one of the step, ``b_k``, and
-    carries the weight of the prefix that ends with the action, so that it adds nothing in expectation.
+    It is the estimate :math:`\sum_h w_h \gamma^h r_h \sum_{k \le h} \nabla \log \pi_k` with its sums exchanged: a
+    reward concerns the actions up to it only. The step's baseline ``b_k`` carries the weight of the prefix that ends
+    with the action, so that it adds nothing in expectation.
 
     Args:
         rewards: Shape ``(n_episodes, n_steps)``.
         mask: Boolean, the same shape.
         gamma: Discount in [0, 1].
         baseline: See `Baseline`. Under weights the batch means are those of the target policy.
-        weights: Importance weights: per decision, shape ``(n_episodes, n_steps)``, or per trajectory,
-            ``(n_episodes,)``. None: all 1.
+        weights: Per decision, shape ``(n_episodes, n_steps)``, or per trajectory, ``(n_episodes,)``. None: all 1.
         values: ``V(s_k)``, shape ``(n_episodes, n_steps)``, for ``baseline="state_value"`` only.
 
     Raises:
-        ValueError: As `monte_carlo_returns`; for other shapes; if ``values`` and ``baseline`` do not go
-            together.
+        ValueError: As `monte_carlo_returns`; for other shapes; if ``values`` and ``baseline`` do not go together.
     """
     check_padded("rewards", rewards)
     check_mask(mask, rewards)

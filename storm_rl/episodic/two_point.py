@@ -98,10 +98,8 @@ class LogProbAtPoints:
         self._leaves = [
             {name: point[name].clone().requires_grad_() for name in distribution.actor_names} for point in points
         ]
-        self._log_probs = [
-            distribution.with_parameters({**point, **leaves}, observations, actions)
-            for point, leaves in zip(points, self._leaves, strict=True)
-        ]
+        at_points = [{**point, **leaves} for point, leaves in zip(points, self._leaves, strict=True)]
+        self._log_probs = [distribution.with_parameters(point, observations, actions) for point in at_points]
         self.values = torch.stack(self._log_probs).detach()
 
     def gradients(self, coefficients: Tensor) -> list[Vector]:
@@ -111,9 +109,8 @@ class LogProbAtPoints:
             ValueError: If ``coefficients`` have not the shape of ``values``.
         """
         if coefficients.shape != self.values.shape:
-            raise ValueError(
-                f"coefficients have shape {tuple(coefficients.shape)}, the log-probabilities {tuple(self.values.shape)}"
-            )
+            shape, right = tuple(coefficients.shape), tuple(self.values.shape)
+            raise ValueError(f"coefficients have shape {shape}, the log-probabilities {right}")
         gradients = []
         for log_prob, leaves, row in zip(self._log_probs, self._leaves, coefficients, strict=True):
             found = torch.autograd.grad(

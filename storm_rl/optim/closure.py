@@ -3,7 +3,7 @@
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +20,17 @@ class RandomState:
     On CUDA the states of the given devices. Generators that a program keeps for itself are out of reach.
     """
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
+    def __init__(self, devices: Collection[torch.device]) -> None:
         self._torch = torch.get_rng_state()
         self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices if device.type == "cuda"}
         self._python = random.getstate()
         # numpy is looked up and not imported: a program that never imported it cannot have drawn from it.
         self._numpy: Any = sys.modules.get("numpy")
         self._numpy_state: Any = self._numpy.random.get_state(legacy=False) if self._numpy else None
+
+    def now(self) -> "RandomState":
+        """The present states of the same generators."""
+        return RandomState(self._cuda)
 
     def restore(self) -> None:
         """Put the states back."""

@@ -29,8 +29,7 @@ class MetaSTORM(RecursiveOptimizer):
       is known only with the next sample, so :math:`b_t` has :math:`a_t`, and :math:`a_1 = 1`.
     - ``"gradient"``, META-STORM-SG: :math:`a_{t+1} = (1 + \sum_{i \le t} \lVert g_i \rVert^2 / a_0)^{-2/3}`;
       :math:`b_t` has :math:`a_{t+1}`.
-    - ``"none"``, META-STORM-NA, non-adaptive: :math:`a_{t+1} = (1 + t / a_0)^{-2/3}`; :math:`b_t` has
-      :math:`a_{t+1}`.
+    - ``"none"``, META-STORM-NA, non-adaptive: :math:`a_{t+1} = (1 + t / a_0)^{-2/3}`; :math:`b_t` has :math:`a_{t+1}`.
 
     The places of :math:`a_0` and :math:`b_0` are those of the code of the paper's experiments; at their
     default 1 no other reading (powers of them) differs.
@@ -70,9 +69,8 @@ class MetaSTORM(RecursiveOptimizer):
             raise ValueError(f"p must be above 1/6 and at most 1/2, got {p!r}")
         nonnegative("a_0", a_0, positive=True)
         nonnegative("b_0", b_0, positive=True)
-        super().__init__(
-            params, {"variant": variant, "p": float(p), "a_0": float(a_0), "b_0": float(b_0)}, lr=lr, **options
-        )
+        self._own_options = {"variant": variant, "p": float(p), "a_0": float(a_0), "b_0": float(b_0)}
+        super().__init__(params, lr, **options)
 
     def _looks_back(self) -> bool:
         return bool(self.param_groups[0]["variant"] == "difference")

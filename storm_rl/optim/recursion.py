@@ -12,9 +12,8 @@ Minimise :math:`f(x) = E_\xi[f(x; \xi)]` with :math:`g_t = \nabla f(x_t; \xi_t)`
 Indices matter: ``a_{t+1}`` knows the gradients up to ``t`` only, ``eta_t`` divides by ``a_{i+1}`` and not by
 ``a_i``, and the last line takes both gradients on the *same* sample.
 
-STORM (Cutkosky, Orabona, NeurIPS 2019, arXiv 1905.10018) and META-STORM (Liu et al., arXiv 2209.14853) keep
-the last two lines and choose ``a`` and ``eta`` differently. The formulas for ``a`` and ``eta`` take floats
-(sums over all coordinates) or tensors (one sum a coordinate).
+STORM (Cutkosky, Orabona, NeurIPS 2019, arXiv 1905.10018) and META-STORM (Liu et al., arXiv 2209.14853) keep the last
+two lines and choose ``a`` and ``eta`` differently.
 """
 
 import math
@@ -49,8 +48,7 @@ def storm_plus_momentum(sum_squared_gradients: Number) -> Number:
 def storm_plus_step_size(sum_weighted_directions: Number) -> Number:
     r"""``eta_t = (\sum_{i <= t} ||d_i||^2 / a_{i+1})^(-1/3)``.
 
-    A sum of 0 means that every direction so far was exactly zero: nothing moves, whatever the step, and the
-    step size is given as 0 so that ``eta_t d_t`` stays finite.
+    Where the sum is 0, every direction so far was exactly zero; the step size is 0 there, so that ``eta_t d_t`` is too.
     """
     if isinstance(sum_weighted_directions, Tensor):
         return _power(sum_weighted_directions, -1.0 / 3.0).masked_fill_(sum_weighted_directions == 0.0, 0.0)
@@ -106,10 +104,8 @@ def update_direction(
             torch._foreach_mul_(tensors, [1.0 - a for a in momentum])
         torch._foreach_add_(tensors, list(gradients))
         return
-    for index, (tensor, gradient, at_previous) in enumerate(
-        zip(direction, gradients, gradients_at_previous, strict=True)
-    ):
-        a = momentum if isinstance(momentum, float) else momentum[index]
+    momenta: Sequence[float | Tensor] = [momentum] * len(direction) if isinstance(momentum, float) else momentum
+    for tensor, gradient, at_previous, a in zip(direction, gradients, gradients_at_previous, momenta, strict=True):
         tensor.sub_(at_previous).mul_(1.0 - a).add_(gradient)
 
 

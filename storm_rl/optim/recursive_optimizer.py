@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -43,13 +43,14 @@ class RecursiveOptimizer(Optimizer, ABC):
     """
 
     algorithm: ClassVar[str]
+    # Those of one algorithm only; set before this class's constructor.
+    _own_options: Mapping[str, Any] = {}
 
     def __init__(
         self,
         params: ParamsT,
-        own_options: dict[str, Any],
-        *,
         lr: float | Tensor = 1.0,
+        *,
         momentum_floor: float = 0.0,
         weight_decay: float = 0.0,
         per_coordinate: bool = False,
@@ -67,7 +68,7 @@ class RecursiveOptimizer(Optimizer, ABC):
             "per_coordinate": bool(per_coordinate),
             "foreach": foreach,
             "replay": bool(replay),
-            **own_options,
+            **self._own_options,
             "noise_sum": 0.0,
             "direction_sum": 0.0,
             # Tells the state_dict of one algorithm from another's.
@@ -119,18 +120,13 @@ class RecursiveOptimizer(Optimizer, ABC):
                 f"returns the loss, since it takes gradients at two points on one sample; got {closure!r}"
             )
         parameters = [p for group in self.param_groups for p in group["params"]]
-        devices = sorted({p.device for p in parameters}, key=str)
-        before = RandomState(devices) if self.param_groups[0]["replay"] else None
-
+        before = RandomState({p.device for p in parameters}) if self.param_groups[0]["replay"] else None
         with watch_buffers() as buffers:
-            loss, found = self._evaluate(closure, parameters)
-        squared_gradient = squared_norm(found)
-        self._check_finite(math.isfinite(squared_gradient), found, loss)
+            loss, squared_gradient = self._evaluate(closure, parameters)
         gradients = {p: p.grad for p in parameters if p.grad is not None}
         at_previous: dict[Tensor, Tensor] = {}
         if any("previous" in self.state.get(p, ()) for p in parameters):
-            after = RandomState(devices) if before else None
-            at_previous = self._evaluate_at_previous(closure, parameters, buffers, before, after)
+            at_previous = self._evaluate_at_previous(closure, parameters, buffers, before)
 
         for p in parameters:
             # Without a gradient there is no direction at x_t, so the recursion starts anew with the next one.
@@ -143,8 +139,8 @@ class RecursiveOptimizer(Optimizer, ABC):
             self._step_global(gradients, at_previous, squared_gradient)
         return loss
 
-    def _evaluate(self, closure: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor | float, list[Tensor]]:
-        """Checked loss and gradients, NaN excepted; the gradients are left in ``p.grad``."""
+    def _evaluate(self, closure: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor | float, float]:
+        """Checked loss and squared norm of the gradients, which are checked too and left in ``p.grad``."""
         for p in parameters:
             p.grad = None
         with torch.enable_grad():
@@ -155,24 +151,17 @@ class RecursiveOptimizer(Optimizer, ABC):
                 f"{self.algorithm}: the closure left no gradient in any parameter; the loss must depend on "
                 "the parameters given to the optimizer, and the closure must call loss.backward()"
             )
-        return loss, gradients
-
-    def _check_finite(self, finite: bool, gradients: Sequence[Tensor], loss: Tensor | float) -> None:
-        if finite:
-            return
-        index = next(i for i, g in enumerate(gradients) if not math.isfinite(squared_norm([g])))
-        raise ValueError(
-            f"{self.algorithm}: gradient {index}, of shape {tuple(gradients[index].shape)}, is NaN, infinite "
-            f"or too large to square (loss {float(loss)}); parameters and state were left as they were"
-        )
+        squared_gradient = squared_norm(gradients)
+        if not math.isfinite(squared_gradient):
+            index = next(i for i, g in enumerate(gradients) if not math.isfinite(squared_norm([g])))
+            raise ValueError(
+                f"{self.algorithm}: gradient {index}, of shape {tuple(gradients[index].shape)}, is NaN, infinite "
+                f"or too large to square (loss {float(loss)}); parameters and state were left as they were"
+            )
+        return loss, squared_gradient
 
     def _evaluate_at_previous(
-        self,
-        closure: Closure,
-        parameters: Sequence[Tensor],
-        buffers: Buffers,
-        before: RandomState | None,
-        after: RandomState | None,
+        self, closure: Closure, parameters: Sequence[Tensor], buffers: Buffers, before: RandomState | None
     ) -> dict[Tensor, Tensor]:
         """Gradients at ``x_{t-1}`` on the sample just used; leaves everything but ``previous`` as it was.
 
@@ -181,19 +170,16 @@ class RecursiveOptimizer(Optimizer, ABC):
         remembered = [p for p in parameters if "previous" in self.state.get(p, ())]
         previous = [self.state[p]["previous"] for p in remembered]
         current_gradients = [p.grad for p in parameters]
-        after_buffers = buffers.now()
+        after, after_buffers = before and before.now(), buffers.now()
         # Parameters without a previous value have not moved by this optimiser: x_{t-1} is x_t there.
         swap(remembered, previous)
         try:
             buffers.restore()
-            if before and after:
+            if before:
                 before.restore()
-            loss, found = self._evaluate(closure, parameters)
-            self._check_finite(math.isfinite(squared_norm(found)), found, loss)
+            self._evaluate(closure, parameters)
             for p, current in zip(parameters, current_gradients, strict=True):
-                if current is None or p.grad is None or not p.numel():
-                    continue
-                if p.grad.data_ptr() == current.data_ptr():
+                if current is not None and p.grad is not None and p.numel() and p.grad.data_ptr() == current.data_ptr():
                     raise ValueError(
                         f"{self.algorithm}: the closure wrote both gradients of a step to the same memory; "
                         "let backward() allocate p.grad"
@@ -208,7 +194,7 @@ class RecursiveOptimizer(Optimizer, ABC):
                 p.copy_(value)
         finally:
             after_buffers.restore()
-            if before and after:
+            if after:
                 after.restore()
             for p, current in zip(parameters, current_gradients, strict=True):
                 p.grad = current
@@ -221,10 +207,7 @@ class RecursiveOptimizer(Optimizer, ABC):
     ) -> None:
         options = self.param_groups[0]
         noise_sum, direction_sum = options["noise_sum"], options["direction_sum"]
-        foreach = options["foreach"]
-        if foreach is None:
-            foreach = all(p.is_cuda for p in gradients)
-
+        foreach = all(p.is_cuda for p in gradients) if options["foreach"] is None else options["foreach"]
         known = [p for p in gradients if "direction" in self.state.get(p, ())]
         shift = [at_previous[p] for p in known]
         if self._looks_back():
@@ -345,8 +328,7 @@ class RecursiveOptimizer(Optimizer, ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it may set ``lr``, ``weight_decay`` and ``maximize`` for itself.
 
-        A parameter that joins later has no previous direction: its first direction is its gradient, and its
-        gradients count in the global sums from then on.
+        The first direction of a parameter that joins later is its gradient, which the global sums count from then on.
 
         Raises:
             ValueError: If an option is out of range, or belongs to the whole optimiser and differs.

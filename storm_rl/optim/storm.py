@@ -21,16 +21,16 @@ class STORM(RecursiveOptimizer):
         a_{t+1} &= \min(1, c \, \eta_t^2) \\
         d_{t+1} &= \nabla f(x_{t+1}; \xi_{t+1}) + (1 - a_{t+1}) (d_t - \nabla f(x_t; \xi_{t+1}))
 
-    (Algorithm 1 of arXiv 1905.10018). The theory's constants keep :math:`c \eta_t^2` below 1; the minimum,
-    which the authors' code has too, serves other constants.
+    (Algorithm 1 of arXiv 1905.10018). The theory's constants keep :math:`c \eta_t^2` below 1; the minimum, which the
+    authors' code has too, serves other constants.
 
     Args:
         params: Parameters, or dicts that define groups.
         k: Scale of the step.
         w: Holds the first steps back; the larger, the smaller they are.
-        c: Scale of the momentum; the larger, the faster old directions are forgotten. In theory of the order
-            of the squared smoothness. ``k`` and ``w`` of 0.1 with ``c`` searched over powers of ten is what
-            the paper's experiments did; 100 is the value in the authors' code.
+        c: Scale of the momentum; the larger, the faster old directions are forgotten. In theory of the order of the
+            squared smoothness. The paper's experiments have ``k`` and ``w`` of 0.1 and search ``c`` over powers of ten;
+            the authors' code has 100.
         lr: Multiplies :math:`\eta_t` in the update, not in :math:`a_{t+1}`.
         **options: See :class:`STORMPlus`.
 
@@ -54,7 +54,8 @@ class STORM(RecursiveOptimizer):
         nonnegative("k", k, positive=True)
         nonnegative("w", w, positive=True)
         nonnegative("c", c)
-        super().__init__(params, {"k": float(k), "w": float(w), "c": float(c)}, lr=lr, **options)
+        self._own_options = {"k": float(k), "w": float(w), "c": float(c)}
+        super().__init__(params, lr, **options)
 
     def _momentum(self, noise_sum: Number) -> Number:
         options = self.param_groups[0]

@@ -1,8 +1,5 @@
 """STORM+ (Levy, Kavis, Cevher, NeurIPS 2021)."""
 
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
-
 from storm_rl.optim.recursion import Number, storm_plus_momentum, storm_plus_step_size
 from storm_rl.optim.recursive_optimizer import RecursiveOptimizer
 
@@ -24,22 +21,20 @@ class STORMPlus(RecursiveOptimizer):
     Args:
         params: Parameters, or dicts that define groups.
         lr: Multiplies :math:`\eta_t`. The paper has 1; a scheduler may change it.
-        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`; the step size keeps the paper's
-            :math:`a`. 0 is the paper. 0.1 forgets old directions, and the noise of the first sample, within
-            some ten steps, where the paper's :math:`a` of a large loss is so small that they stay. A
-            heuristic of this project, see its study of loss scales; a floor in the step size too was worse.
+        momentum_floor: Least :math:`a_t` in the recursion of :math:`d`; the step size keeps the paper's :math:`a`. 0 is
+            the paper. 0.1 forgets old directions, and the noise of the first sample, within some ten steps, where the
+            paper's :math:`a` of a large loss is so small that they stay. A heuristic of this project, see its study of
+            loss scales; a floor in the step size too was worse.
         weight_decay: Decoupled decay: parameters are multiplied by ``1 - lr * weight_decay`` before the step
             (Loshchilov, Hutter, arXiv 1711.05101). With ``lr = 1`` useful values are near 1e-4.
-        per_coordinate: Keep the sums for each coordinate, as AdaGrad does, instead of one for all. A
-            heuristic of the META-STORM paper's experiments (arXiv 2209.14853), without a proof. Needs two
-            more tensors a parameter.
+        per_coordinate: Keep the sums for each coordinate, as AdaGrad does, instead of one for all. A heuristic of the
+            META-STORM paper's experiments (arXiv 2209.14853), without a proof. Needs two more tensors a parameter.
         maximize: Ascend. May differ between groups, which gives descent-ascent.
-        foreach: Use torch's kernels over lists of tensors, with equal results. None does where all
-            parameters are on CUDA; on a CPU the plain loop is faster, since a tensor stays in the cache
-            through its passes. The per-coordinate form always loops.
-        replay: Give the second evaluation the random numbers of the first, so that dropout and augmentation
-            agree: torch's, Python's and numpy's global states. Without it the two gradients are of different
-            samples and the variance is *not* reduced.
+        foreach: Use torch's kernels over lists of tensors, with equal results. None does where all parameters are on
+            CUDA; on a CPU the plain loop is faster. The per-coordinate form always loops.
+        replay: Give the second evaluation the random numbers of the first: torch's, Python's and numpy's global states.
+            Without it dropout or augmentation make the two gradients differ in sample, and the variance is *not*
+            reduced.
 
     Buffers of modules that the closure calls (BatchNorm's running statistics) change once a step, as by the
     evaluation at the current parameters. See the notes of the documentation page on memory and on closures.
@@ -61,30 +56,6 @@ class STORMPlus(RecursiveOptimizer):
     """
 
     algorithm = "STORM+"
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1.0,
-        *,
-        momentum_floor: float = 0.0,
-        weight_decay: float = 0.0,
-        per_coordinate: bool = False,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        replay: bool = True,
-    ) -> None:
-        super().__init__(
-            params,
-            {},
-            lr=lr,
-            momentum_floor=momentum_floor,
-            weight_decay=weight_decay,
-            per_coordinate=per_coordinate,
-            maximize=maximize,
-            foreach=foreach,
-            replay=replay,
-        )
 
     def _momentum(self, noise_sum: Number) -> Number:
         return storm_plus_momentum(noise_sum)

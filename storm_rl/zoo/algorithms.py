@@ -60,6 +60,7 @@ _PLAIN_SPACE: SearchSpace = {
     "batch_size": [5, 10, 30],
 }
 _FAMILY_SPACE: SearchSpace = {**_PLAIN_SPACE, "batch_size": [10, 30, 100], "mini_batch_size": [5, 10]}
+_COIN_SPACE: SearchSpace = {**_FAMILY_SPACE, "probability": Range(0.1, 0.9)}
 
 # Batches of 5, 10, 30 and 100 episodes fill five environments without remainder: the fewest idle steps.
 _FAMILY_ENVS = 5
@@ -72,13 +73,8 @@ ALGORITHMS: dict[str, ZooAlgorithm] = {
         ZooAlgorithm("gpomdp", GPOMDP, _FAMILY_ENVS, _PLAIN_SPACE),
         ZooAlgorithm("srvrpg", SRVRPG, _FAMILY_ENVS, {**_FAMILY_SPACE, "epoch_length": [3, 5, 10]}),
         ZooAlgorithm("stormpg", STORMPG, _FAMILY_ENVS, {**_FAMILY_SPACE, "momentum": Range(0.1, 0.9)}),
-        ZooAlgorithm("pagepg", PAGEPG, _FAMILY_ENVS, {**_FAMILY_SPACE, "probability": Range(0.1, 0.9)}),
-        ZooAlgorithm(
-            "defpg",
-            DEFPG,
-            _FAMILY_ENVS,
-            {**_FAMILY_SPACE, "probability": Range(0.1, 0.9), "defensive": Range(0.1, 0.9)},
-        ),
+        ZooAlgorithm("pagepg", PAGEPG, _FAMILY_ENVS, _COIN_SPACE),
+        ZooAlgorithm("defpg", DEFPG, _FAMILY_ENVS, {**_COIN_SPACE, "defensive": Range(0.1, 0.9)}),
     )
 }
 """The algorithms by the names that they have in RL Zoo."""

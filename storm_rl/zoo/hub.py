@@ -41,22 +41,15 @@ def model_card(
     except ImportError as error:
         raise MissingExtraError(error) from error
     class_name = type(model).__name__
+    task, metric = "reinforcement-learning", "mean_reward"
+    # In the form that the hub's leaderboards read.
+    value = f"{mean_return:.2f} +/- {std_return:.2f}"
+    result = EvalResult(task, env_id, env_id, metric, value, task_name=task, metric_name=metric)
     data = ModelCardData(
         library_name="stable-baselines3",
         tags=[env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "storm-rl"],
         model_name=class_name,
-        eval_results=[
-            EvalResult(
-                task_type="reinforcement-learning",
-                task_name="reinforcement-learning",
-                dataset_type=env_id,
-                dataset_name=env_id,
-                metric_type="mean_reward",
-                metric_name="mean_reward",
-                # In the form that the hub's leaderboards read.
-                metric_value=f"{mean_return:.2f} +/- {std_return:.2f}",
-            )
-        ],
+        eval_results=[result],
     )
     card: ModelCard = ModelCard.from_template(
         data,
@@ -118,6 +111,5 @@ def _file_name(model: BaseAlgorithm, env_id: str) -> str:
 
 
 def _settings(model: BaseAlgorithm) -> dict[str, Any]:
-    """The constructor's arguments, which are attributes of the same name."""
     names = constructor_parameters(type(model))
     return {name: getattr(model, name) for name in names if name not in _NO_SETTINGS and not name.startswith("_")}

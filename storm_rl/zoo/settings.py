@@ -52,16 +52,11 @@ def hyperparameters(algorithm: str) -> dict[str, dict[str, Any]]:
 
 
 def hyperparameter_file(algorithm: str) -> Path:
-    """`hyperparameters` as a YAML file for RL Zoo's ``-conf``, to be read or copied.
-
-    The file is temporary: it is there until this process ends.
-
-    Args:
-        algorithm: A key of `ALGORITHMS`.
+    """`hyperparameters` as a YAML file for RL Zoo's ``-conf``, to be read or copied until this process ends.
 
     Raises:
         MissingExtraError: PyYAML, which comes with RL Zoo, is not installed.
-        ValueError: No such algorithm.
+        ValueError: ``algorithm`` is no key of `ALGORITHMS`.
     """
     try:
         import yaml
