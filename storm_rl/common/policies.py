@@ -116,11 +116,6 @@ class ObservationStatistics(nn.Module):
             }
         )
 
-    @property
-    def started(self) -> bool:
-        """Whether anything has been seen that is to be."""
-        return all(float(statistics.count) > 0.0 for statistics in self.running.values())  # type: ignore[arg-type]
-
     def update(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)``, or a dict of such batches."""
         parts = observations if isinstance(observations, dict) else {"": observations}
@@ -138,11 +133,8 @@ class ObservationStatistics(nn.Module):
 
     def per_input(self, key: str, width: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each of the ``width`` numbers of an entry; 0 and 1 where it is not standardised."""
-        if _module_key(key) not in self.running:
-            device = next((buffer.device for buffer in self.buffers()), None)
-            zeros = torch.zeros(width, dtype=torch.float64, device=device)
-            return zeros, zeros + 1.0
-        statistics = self.running[_module_key(key)]
+        name = _module_key(key)
+        statistics = self.running[name] if name in self.running else RunningMeanStd((width,))
         assert isinstance(statistics, RunningMeanStd)
         return statistics.mean.flatten().clone(), statistics.std.flatten()
 
@@ -329,8 +321,9 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
 
     @property
     def has_observation_statistics(self) -> bool:
-        """Whether the statistics have seen an observation, or there are none to be seen."""
-        return not self.normalize_observations or self.observation_statistics.started
+        """Whether all statistics have seen an observation."""
+        running = self.observation_statistics.running.values() if self.normalize_observations else ()
+        return all(float(statistics.get_buffer("count")) > 0.0 for statistics in running)
 
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""
@@ -343,25 +336,22 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         if type(inner) is FlattenExtractor:
             widths = {"": inner.features_dim}
         elif type(inner) is CombinedExtractor and isinstance(space, spaces.Dict):
-            parts = inner.extractors.items()
-            widths = {key: getattr(part, "features_dim", get_flattened_obs_dim(space[key])) for key, part in parts}
+            inner_parts = inner.extractors.items()
+            widths = {k: getattr(part, "features_dim", get_flattened_obs_dim(space[k])) for k, part in inner_parts}
         else:
             return None
         pairs = [self.observation_statistics.per_input(key, width) for key, width in widths.items()]
-        mean, std = (torch.cat(columns) for columns in zip(*pairs, strict=True))
+        mean, std = (torch.cat([part.to(self.device) for part in parts]) for parts in zip(*pairs, strict=True))
         return mean, std
 
     def input_layers(self) -> tuple[nn.Linear, nn.Linear] | None:
         """The linear layers right behind the features, of actor and critic; None if there are others."""
         actor = next(self.mlp_extractor.policy_net.children(), self.action_net)
         critic = next(self.mlp_extractor.value_net.children(), self.value_head.linear)
-        if (
-            type(self.mlp_extractor) is not MlpExtractor
-            or type(actor) is not nn.Linear
-            or type(critic) is not nn.Linear
-        ):
+        if not isinstance(actor, nn.Linear) or not isinstance(critic, nn.Linear):
             return None
-        return None if actor.bias is None or critic.bias is None else (actor, critic)
+        known = type(self.mlp_extractor) is MlpExtractor and actor.bias is not None and critic.bias is not None
+        return (actor, critic) if known else None
 
     @property
     def value_scale(self) -> float:
@@ -370,9 +360,9 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def set_value_scale(self, scale: float, preserve: bool = False) -> None:
-        """Set the unit of the critic's last layer; its outputs, in rewards, scale along unless ``preserve`` is true.
+        """Set the unit of the critic's last layer; its outputs, in rewards, scale along.
 
-        With it the layer makes up for the unit, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
+        With ``preserve`` they stay, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
         """
         if preserve:
             for parameter in self.value_head.linear.parameters():
@@ -418,8 +408,7 @@ def environment_actions(policy: BasePolicy, actions: npt.NDArray[Any]) -> npt.ND
     actions = actions.reshape(-1, *space.shape)  # Distributions are over vectors.
     if policy.squash_output:
         return np.asarray(policy.unscale_action(actions))
-    clipped: npt.NDArray[Any] = np.clip(actions, space.low, space.high)
-    return clipped
+    return np.asarray(np.clip(actions, space.low, space.high))
 
 
 def _unique_parameters(modules: list[nn.Module]) -> Iterator[nn.Parameter]:

@@ -221,13 +221,18 @@ class PolicyRecursion:
         momentum = (drift - cross) / denominator if denominator > 0.0 else 1.0
         return min(1.0, max(0.0, momentum))
 
-    def forget(self) -> None:
-        """Begin again from the next gradient; what set the step size stays."""
-        self.direction, self.previous_parameters, self.rollout_weights = None, None, []
+    def follow_statistics(self, policy: StandardisedActorCriticPolicy, observations: ObservationBatch) -> None:
+        """Call :func:`move_observation_statistics`, and follow the parameters.
 
-    def transform(self, change: InputChange) -> None:
-        """Follow the parameters into what ``change`` makes of them: ``d`` and ``theta_{t-1}`` stay what they were."""
-        if self.direction is not None and self.previous_parameters is not None:
+        But for the first statistics: new networks are made for standardised observations, and become another policy by
+        them. The recursion begins again there.
+        """
+        if not policy.has_observation_statistics:
+            policy.update_observation_statistics(observations)
+            self.direction, self.previous_parameters, self.rollout_weights = None, None, []
+            return
+        change = move_observation_statistics(policy, observations)
+        if change is not None and self.direction is not None and self.previous_parameters is not None:
             self.direction = change.gradient(self.direction)
             self.previous_parameters = change.parameters(self.previous_parameters)
 

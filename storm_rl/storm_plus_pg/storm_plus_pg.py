@@ -21,14 +21,14 @@ from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
-from storm_rl.storm_plus_pg.recursion import PolicyRecursion, move_observation_statistics
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutAlgorithm, RolloutWindow, Transitions
 
 Weigh = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of a slice of the transitions: their importance weights."""
 
-# Defaults that follow the number of environments: transitions of a rollout and vector steps of it at the least;
-# rollouts that an update learns from, and fewer of larger ones; nats of a step at most for a rollout of that size.
+# Defaults that follow the number of environments: transitions of a rollout, and vector steps of it at least; rollouts
+# that an update learns from, fewer if they are larger; nats of a step at most for a rollout of that size.
 ROLLOUT_TRANSITIONS = 512
 MIN_STEPS = 16
 MAX_REUSE = 4
@@ -44,7 +44,7 @@ class STORMPlusPG(RolloutAlgorithm):
     SGD with Recursive Momentum for Nonconvex Optimization", NeurIPS 2021, arXiv 2111.01040), whose gradient
     difference is importance-weighted because the data's distribution moves with the policy. After each rollout, over
     the transitions of the last ``reuse_rollouts`` rollouts, sampled by :math:`\mu` (earlier policies and the present
-    one), with advantages :math:`\hat A` under the present policy and critic, standardised:
+    one), with generalised advantages :math:`\hat A` under the present critic, standardised:
 
     .. math::
         g_t &= -\tfrac1N \sum \frac{\pi_{\theta_t}(a|s)}{\mu(a|s)} \hat A(s, a) \nabla \log \pi_{\theta_t}(a|s) \\
@@ -55,10 +55,11 @@ class STORMPlusPG(RolloutAlgorithm):
 
     with :math:`M = F + \lambda I`, the policy's Fisher matrix on states of the last rollouts. How :math:`a_t` and
     :math:`\eta_t` are set is said, and computed, in :class:`~storm_rl.storm_plus_pg.recursion.PolicyRecursion`. The
-    step is shortened where its quadratic KL would pass ``target_kl``.
+    step is shortened where its quadratic KL would pass ``target_kl``: by default that sets the step until a task is
+    learned (``train/step_bound``), and :math:`\eta_t` takes over late.
 
-    The critic has a network and an optimizer (Adam) of its own and is fitted to V-trace targets, divided by the
-    running standard deviation of the discounted return. Observations are standardised inside the policy.
+    The critic has a network and an optimizer (Adam) of its own and is fitted to lambda-returns, divided by the running
+    standard deviation of the discounted return. Observations are standardised inside the policy.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of their classes.
@@ -67,7 +68,7 @@ class STORMPlusPG(RolloutAlgorithm):
             attribute ``learning_rate`` holds the same.
         n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all, and 16 at least.
         reuse_rollouts: Number of recent rollouts that each update learns from. None: as many as make 2048 transitions,
-            one at least and four at most.
+            one to four.
         critic_steps: Steps of the critic's optimizer after each rollout.
         batch_size: Minibatch size of the critic.
         gamma: Discount factor.
@@ -78,11 +79,9 @@ class STORMPlusPG(RolloutAlgorithm):
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
         target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.01
             for every 512 transitions of a rollout, at least 0.01 and at most 0.04: larger rollouts are less noisy.
-        use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) in place of Gaussian noise, for Box actions.
-            None: for every Box action space.
+        use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) for Box actions. None: for all of them.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
-        rollout_buffer_class: Rollout buffer class; None: chosen by the observation space. Its returns and advantages
-            are not used.
+        rollout_buffer_class: Rollout buffer class; None: by the observation space. Its advantages are not used.
         rollout_buffer_kwargs: Its further arguments. This and what follows is as in SB3.
 
     Raises:
@@ -97,8 +96,7 @@ class STORMPlusPG(RolloutAlgorithm):
     """
 
     # What the repository's variants change as well: rollouts whose states the Fisher matrix covers, and states in all;
-    # advantages are never divided by less than this share of the return's scale, so that noise stays small where all
-    # actions are about equally good.
+    # least divisor of advantages as a share of the return's scale, so that noise stays small where actions are equal.
     fisher_rollouts = 8
     fisher_states = 1024
     advantage_floor = 0.1
@@ -314,19 +312,10 @@ class STORMPlusPG(RolloutAlgorithm):
         return min(step_size, bound)
 
     def _update_observation_statistics(self) -> None:
-        """Move the statistics and not the policy, whose first layer makes up for it: only the KL bounds its steps.
-
-        Not at the first update: new networks are made for standardised observations, and nothing is remembered yet.
-        """
-        policy, observations = self.policy, self.window.newest.observations
+        """Move the statistics and not the policy: only the KL bounds its steps."""
+        observations = self.window.newest.observations
         before = self.networks().actor(observations).distribution()
-        if policy.has_observation_statistics:
-            change = move_observation_statistics(policy, observations)
-            if change is not None:
-                self.recursion.transform(change)
-        else:
-            policy.update_observation_statistics(observations)
-            self.recursion.forget()
+        self.recursion.follow_statistics(self.policy, observations)
         divergence = mean_kl(before, self.networks().actor(observations).distribution())
         self.logger.record("train/statistics_kl", float(divergence))
 
@@ -335,9 +324,8 @@ class STORMPlusPG(RolloutAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale, preserve=self._n_updates > 0)
         scale = self.policy.value_scale
-        loss = networks.fit_critic(
-            batch.observations, batch.value_targets / scale, self._minibatches(len(batch.values))
-        )
+        minibatches = self._minibatches(len(batch.values))
+        loss = networks.fit_critic(batch.observations, batch.value_targets / scale, minibatches)
         self.logger.record("train/value_loss", loss)
         self.logger.record("train/value_scale", scale)
         explained = explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())
