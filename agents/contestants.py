@@ -52,10 +52,10 @@ CONTESTANTS: dict[str, Contestant] = {
             partial(build_model, STORMPlusPG),
             build_variant=partial(build_model, STORMPlusPGVariant),
         ),
-        Contestant("ppo_zoo", "PPO ((RL Zoo's settings))", partial(build_from_zoo, "ppo"), own_environments=True),
+        Contestant("ppo_zoo", "PPO (RL Zoo's settings)", partial(build_from_zoo, "ppo"), own_environments=True),
         Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_model, PPO)),
-        Contestant("a2c_zoo", "A2C ((RL Zoo's settings))", partial(build_from_zoo, "a2c"), own_environments=True),
-        Contestant("trpo_zoo", "TRPO ((RL Zoo's settings))", partial(build_from_zoo, "trpo"), own_environments=True),
+        Contestant("a2c_zoo", "A2C (RL Zoo's settings)", partial(build_from_zoo, "a2c"), own_environments=True),
+        Contestant("trpo_zoo", "TRPO (RL Zoo's settings)", partial(build_from_zoo, "trpo"), own_environments=True),
         *(Contestant(row.name, row.algorithm.__name__, partial(build_model, row.algorithm)) for row in _SIBLINGS),
     )
 }

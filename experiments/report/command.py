@@ -80,7 +80,7 @@ def _results(study: Study) -> list[Section]:
                 Table(tables.each_seed(study, agents), "Every seed, in thousands of env steps, from seed 0 on."),
                 Table(
                     tables.ratios(study, agents),
-                    f"Median steps of RL Zoo's PPO over each agent's; above 1 the agent needs fewer. {INTERVALS}",
+                    f"Median steps of RL Zoo's PPO over the agent's, where most seeds of both learn. {INTERVALS}",
                 ),
             ],
         ),
@@ -228,8 +228,11 @@ def rewrite(readme: Path, study: Study, folder: Path) -> None:
     table = tables.steps(study, study.agents)
     ratios = tables.ratios(study, study.agents)
     if len(ratios):
-        table = table.merge(ratios[["agent", "geometric mean"]], how="left", on="agent").fillna(tables.NONE)
-        table = table.rename(columns={"geometric mean": "PPO's steps / its steps, geometric mean"})
+        means = ratios["geometric mean"] + " on " + ratios["tasks"] + " tasks"
+        ratios = pd.DataFrame(
+            {"agent": ratios["agent"], "PPO's steps / its steps, where most seeds of both learn": means}
+        )
+        table = table.merge(ratios, how="left", on="agent").fillna(tables.NONE)
     place = Path(os.path.relpath(folder, readme.parent)).as_posix()
     proper = study.rows[study.rows["contestant"].isin(study.agents)]
     seeds = proper.groupby(["contestant", "task"]).size()

@@ -65,9 +65,14 @@ class Study:
         """Those that ran on every task of the study: the others have no part in aggregates over tasks."""
         return [name for name in agents if all(len(self.of_task(name, task)) for task in self.tasks)]
 
-    def samples(self, agent: str, measure: str) -> list[Floats]:
+    def samples(self, agent: str, measure: str, tasks: Sequence[Task] | None = None) -> list[Floats]:
         """One array of seeds for each task."""
-        return [self.of_task(agent, task)[measure].to_numpy(dtype=np.float64) for task in self.tasks]
+        tasks = self.tasks if tasks is None else tasks
+        return [self.of_task(agent, task)[measure].to_numpy(dtype=np.float64) for task in tasks]
+
+    def learned(self, *agents: str) -> list[Task]:
+        """The tasks whose threshold more than half of each agent's seeds reach: no median there hangs on a budget."""
+        return [task for task in self.tasks if all(self.of_task(name, task)["reached"].mean() > 0.5 for name in agents)]
 
 
 def marked(spec: RunSpec) -> str:

@@ -38,17 +38,22 @@ def each_seed(study: Study, agents: Sequence[str]) -> pd.DataFrame:
 
 
 def ratios(study: Study, agents: Sequence[str], reference: str = REFERENCE) -> pd.DataFrame:
-    """Median steps of ``reference`` over median steps of each agent, and their geometric mean over tasks."""
+    """Median steps of ``reference`` over median steps of each agent, and their geometric mean over tasks.
+
+    Only of tasks that most seeds of both learn: elsewhere a median, and the ratio with it, would grow with the budget.
+    """
     if reference not in study.complete([reference]):
         return pd.DataFrame()
     table = []
     for name in study.complete(agents):
-        if name == reference:
+        tasks = study.learned(reference, name)
+        if name == reference or not tasks:
             continue
-        theirs, ours = study.samples(reference, "steps_to_threshold"), study.samples(name, "steps_to_threshold")
-        row = {"agent": label(name)}
-        for task, x, y in zip(study.tasks, theirs, ours, strict=True):
+        theirs, ours = (study.samples(agent, "steps_to_threshold", tasks) for agent in (reference, name))
+        row = {"agent": label(name), **{task.id: NONE for task in study.tasks}}
+        for task, x, y in zip(tasks, theirs, ours, strict=True):
             row[task.id] = f"{ratio_of_medians([x], [y]):.2f}"
+        row["tasks"] = str(len(tasks))
         row["geometric mean"] = interval(compared(study, "ratio", name, reference))
         table.append(row)
     return pd.DataFrame(table)
@@ -118,8 +123,8 @@ def interval(value: Estimate) -> str:
 def compared(study: Study, score: str, name: str, reference: str = REFERENCE) -> Estimate:
     """The agent's interquartile mean of ``score`` or, for "ratio", its geometric mean against ``reference``."""
     if score == "ratio":
-        measure = "steps_to_threshold"
-        return estimate(ratio_of_medians, study.samples(reference, measure), study.samples(name, measure))
+        tasks, measure = study.learned(reference, name), "steps_to_threshold"
+        return estimate(ratio_of_medians, study.samples(reference, measure, tasks), study.samples(name, measure, tasks))
     return estimate(iqm, study.samples(name, score))
 
 

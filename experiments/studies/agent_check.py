@@ -81,10 +81,11 @@ def check(study: Study) -> pd.DataFrame:
             aim(task.id, "final return", final, f">= {asked:g}", bool(final >= asked))
         collapsed = int(ours["collapsed"].sum())
         aim(task.id, "collapsed seeds", collapsed, "0", collapsed == 0)
-    ratio = float(
-        ratio_of_medians(study.samples(REFERENCE, "steps_to_threshold"), study.samples(OURS, "steps_to_threshold"))
-    )
-    aim("all", "geometric mean of PPO's steps over ours", ratio, f">= {RATIO:g}", ratio >= RATIO)
+    learned = study.learned(REFERENCE, OURS)
+    theirs_learned = study.samples(REFERENCE, "steps_to_threshold", learned)
+    ours_learned = study.samples(OURS, "steps_to_threshold", learned)
+    ratio = float(ratio_of_medians(theirs_learned, ours_learned)) if learned else float("nan")
+    aim("those that both learn", "geometric mean of PPO's steps over ours", ratio, f">= {RATIO:g}", ratio >= RATIO)
     return pd.DataFrame(rows, columns=["task", "measure", "STORM+PG", "aim", "verdict"])
 
 

@@ -44,12 +44,21 @@ def test_tables_hold_what_the_runs_say(folder: Path) -> None:
     assert list(study.agents) == agents
     steps = tables.steps(study, agents).set_index("agent")
     assert steps.loc["STORM+PG (defaults)", "CartPole-v1"] == "5,000"
-    assert steps.loc["PPO ((RL Zoo's settings))", "CartPole-v1"] == "20,000 (1 of 3 never)"
+    assert steps.loc["PPO (RL Zoo's settings)", "CartPole-v1"] == "20,000 (1 of 3 never)"
     assert steps.loc["SVRPG", "Acrobot-v1"] == "-"
     assert tables.each_seed(study, agents).loc[1, "CartPole-v1"] == "12 20 never"
     (ratios,) = tables.ratios(study, agents).to_dict("records")  # SVRPG did not run on every task.
     assert (ratios["CartPole-v1"], ratios["Acrobot-v1"]) == ("4.00", "2.00")
     assert ratios["geometric mean"].startswith("2.83 [")
+
+
+def test_a_ratio_never_hangs_on_a_budget(folder: Path, store: Store) -> None:
+    for seed, hit in enumerate((20_000, None, None)):
+        store("ppo_zoo", "MountainCar-v0", seed, hit)
+        store("storm_plus_pg", "MountainCar-v0", seed, 5_000)
+    (ratios,) = tables.ratios(Study.of(load_runs(folder)), ["storm_plus_pg", "ppo_zoo"]).to_dict("records")
+    assert ratios["MountainCar-v0"] == "-"
+    assert (ratios["tasks"], ratios["geometric mean"][:6]) == ("2", "2.83 [")
 
 
 def test_report_is_one_page_with_its_images_and_a_summary_beside_them(folder: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_timed_runs_are_kept_and_not_repeated(tmp_path: Path, monkeypatch: pytes
     assert (rows["seconds_to_threshold"] > 0.0).all()
     again = study.time_all(tmp_path / "timed.csv", 1)
     pd.testing.assert_frame_equal(again, rows)
-    assert "(1 seeds, 1 never)" in report.to_threshold(again)["PPO ((RL Zoo's settings))"].iloc[0]
+    assert "(1 seeds, 1 never)" in report.to_threshold(again)["PPO (RL Zoo's settings)"].iloc[0]
 
 
 def test_batched_environments_take_the_place_of_rl_zoos_inside_its_normalisation() -> None:
