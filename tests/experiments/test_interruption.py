@@ -4,7 +4,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +48,10 @@ def test_interrupted_study_says_how_to_go_on_and_keeps_what_is_finished(tmp_path
     command = [sys.executable, "-m", "experiments", "benchmark", "--agent", agent, "--task", "CartPole-v1"]
     command += ["--seeds", "3", "--workers", "1", "--budget", "2000", "--output", str(tmp_path)]
     # A group of its own, which Ctrl-C in a terminal reaches as a whole.
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    # Where the tests run in the background, a shell may have told them to ignore it.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    arguments: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, "preexec_fn": heed}
+    process = subprocess.Popen(command, cwd=ROOT, **arguments)
     until(lambda: any((tmp_path / "raw").glob("*.json.gz")))
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
