@@ -67,8 +67,7 @@ class STORMPlusPG(RolloutAlgorithm):
         critic_learning_rate: Learning rate of the critic's Adam; a number or a schedule. The actor has none. SB3's
             attribute ``learning_rate`` holds the same.
         n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all, and 16 at least.
-        reuse_rollouts: Number of recent rollouts that each update learns from. None: as many as make 2048 transitions,
-            one to four.
+        reuse_rollouts: Recent rollouts that each update learns from. None: 2048 transitions' worth, one to four.
         critic_steps: Steps of the critic's optimizer after each rollout.
         batch_size: Minibatch size of the critic.
         gamma: Discount factor.
@@ -232,8 +231,8 @@ class STORMPlusPG(RolloutAlgorithm):
         self._update_actor(networks, actor, batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
-        self._update_observation_statistics()
-        self._update_critic(self.networks(), batch)
+        networks = self._update_observation_statistics()
+        self._update_critic(networks, batch)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -311,13 +310,14 @@ class STORMPlusPG(RolloutAlgorithm):
         self.logger.record("train/step_bound", int(step_size > bound))
         return min(step_size, bound)
 
-    def _update_observation_statistics(self) -> None:
-        """Move the statistics and not the policy: only the KL bounds its steps."""
+    def _update_observation_statistics(self) -> ActorCritic | NumpyActorCritic:
+        """Move the statistics and not the policy: only the KL bounds its steps. Gives the networks as they are then."""
         observations = self.window.newest.observations
         before = self.networks().actor(observations).distribution()
         self.recursion.follow_statistics(self.policy, observations)
-        divergence = mean_kl(before, self.networks().actor(observations).distribution())
-        self.logger.record("train/statistics_kl", float(divergence))
+        networks = self.networks()
+        self.logger.record("train/statistics_kl", float(mean_kl(before, networks.actor(observations).distribution())))
+        return networks
 
     def _update_critic(self, networks: ActorCritic | NumpyActorCritic, batch: Transitions) -> None:
         self.policy.set_training_mode(True)
