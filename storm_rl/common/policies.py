@@ -9,16 +9,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    MlpExtractor,
-    NatureCNN,
-)
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
+from torch.nn import functional
 
 ObservationBatch = Tensor | dict[str, Tensor]
 
@@ -189,7 +184,7 @@ class ValueHead(nn.Module):
 class StandardisedActorCriticPolicy(ActorCriticPolicy):
     """SB3's actor-critic policy with observation standardisation inside and separate actor and critic.
 
-    Three things differ from :class:`stable_baselines3.common.policies.ActorCriticPolicy`, whose arguments it takes:
+    Five things differ from :class:`stable_baselines3.common.policies.ActorCriticPolicy`, whose arguments it takes:
 
     - ``normalize_observations``: observations are standardised by running statistics that are saved and loaded
       with the policy, so that no ``VecNormalize`` is needed. The statistics move only when the algorithm calls
@@ -197,6 +192,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     - actor and critic share no parameters: the recursion remembers the actor's previous parameters, and the
       critic's steps would move them behind its back. A features extractor is shared only if it has none.
     - ``optimizer`` holds the critic's parameters only; the actor's step belongs to the algorithm.
+    - Box actions with finite bounds: the network's means and noise are in units of half the range, around its middle.
+    - gSDE's noise has one more feature, which is always 1: it does not vanish where all others are 0.
 
     Args:
         observation_space: As in SB3, and so are the next and ``**kwargs``.
@@ -217,6 +214,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     """
 
     default_features_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+    action_middle: Tensor
+    action_unit: Tensor
 
     def __init__(
         self,
@@ -269,7 +268,15 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         return StandardisedFeatures(self.observation_statistics, extractor)
 
     def _build(self, lr_schedule: Schedule) -> None:
+        middle, unit = action_units(self.action_space, self.squash_output)
+        self.register_buffer("action_middle", middle, persistent=False)
+        self.register_buffer("action_unit", unit, persistent=False)
         super()._build(lr_schedule)
+        if isinstance(self.action_dist, StateDependentNoiseDistribution):
+            self.log_std = nn.Parameter(torch.cat([self.log_std, self.log_std[:1]]).detach())
+            assert self.action_dist.latent_sde_dim is not None
+            self.action_dist.latent_sde_dim += 1
+            self.reset_noise()
         self.value_head = ValueHead(self.value_net)
         self.value_net = self.value_head  # type: ignore[assignment]
         self.optimizer = self.optimizer_class(
@@ -314,10 +321,24 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         is a function; ``log_std`` stands in for the policy's own, and is None where the distribution has none.
         """
         distribution = self.action_dist
+        if log_std is None:
+            return distribution.proba_distribution(outputs)
+        outputs, log_std = self.action_middle + self.action_unit * outputs, self.log_std_of_actions(log_std)
         if isinstance(distribution, StateDependentNoiseDistribution):
-            assert log_std is not None
-            return distribution.proba_distribution(outputs, log_std, latent)
-        return distribution.proba_distribution(*((outputs,) if log_std is None else (outputs, log_std)))
+            return distribution.proba_distribution(outputs, log_std, functional.pad(latent, (0, 1), value=1.0))
+        return distribution.proba_distribution(outputs, log_std)
+
+    def log_std_of_actions(self, log_std: Tensor) -> Tensor:
+        """The noise's ``log_std`` in units of the actions, with a column for each."""
+        return log_std + self.action_unit.log()
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        return self.distribution_of(self.action_net(latent_pi), latent_pi, getattr(self, "log_std", None))
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """Draw gSDE's noise anew, for each of ``n_envs`` environments; as SB3's."""
+        assert isinstance(self.action_dist, StateDependentNoiseDistribution)
+        self.action_dist.sample_weights(self.log_std_of_actions(self.log_std), batch_size=n_envs)
 
     @property
     def has_observation_statistics(self) -> bool:
@@ -329,29 +350,6 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""
         if self.normalize_observations:
             self.observation_statistics.update(observations)
-
-    def input_scaling(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and deviation by which each feature is standardised; None if none is, or the extractor is the user's."""
-        inner, space = getattr(self.pi_features_extractor, "extractor", None), self.observation_space
-        if type(inner) is FlattenExtractor:
-            widths = {"": inner.features_dim}
-        elif type(inner) is CombinedExtractor and isinstance(space, spaces.Dict):
-            inner_parts = inner.extractors.items()
-            widths = {k: getattr(part, "features_dim", get_flattened_obs_dim(space[k])) for k, part in inner_parts}
-        else:
-            return None
-        pairs = [self.observation_statistics.per_input(key, width) for key, width in widths.items()]
-        mean, std = (torch.cat([part.to(self.device) for part in parts]) for parts in zip(*pairs, strict=True))
-        return mean, std
-
-    def input_layers(self) -> tuple[nn.Linear, nn.Linear] | None:
-        """The linear layers right behind the features, of actor and critic; None if there are others."""
-        actor = next(self.mlp_extractor.policy_net.children(), self.action_net)
-        critic = next(self.mlp_extractor.value_net.children(), self.value_head.linear)
-        if not isinstance(actor, nn.Linear) or not isinstance(critic, nn.Linear):
-            return None
-        known = type(self.mlp_extractor) is MlpExtractor and actor.bias is not None and critic.bias is not None
-        return (actor, critic) if known else None
 
     @property
     def value_scale(self) -> float:
@@ -395,6 +393,22 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
     "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
 }
 """SB3's names of policies, as every algorithm of the package takes them."""
+
+
+def action_units(action_space: spaces.Space[Any], squashed: bool = False) -> tuple[Tensor, Tensor]:
+    """Middle and half of the range of each Box action, ``(n_actions,)``; 0 and 1 where there is none to speak of.
+
+    Bounds of 1e10 and more count as infinite; the middle is then the number within the bounds that is nearest to 0.
+    Squashed actions are in [-1, 1] already.
+    """
+    if squashed or not isinstance(action_space, spaces.Box):
+        return torch.zeros(1), torch.ones(1)
+    low, high = (bound.astype(np.float64).ravel() for bound in (action_space.low, action_space.high))
+    finite = (np.maximum(np.abs(low), np.abs(high)) < 1e10) & (low < high)
+    with np.errstate(invalid="ignore", over="ignore"):
+        middle = np.where(finite, (low + high) / 2, np.clip(0.0, low, high))
+        unit = np.where(finite, (high - low) / 2, 1.0)
+    return torch.as_tensor(middle, dtype=torch.float32), torch.as_tensor(unit, dtype=torch.float32)
 
 
 def environment_actions(policy: BasePolicy, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -403,8 +404,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             last = weights if weights.dim() == 1 else weights.gather(1, ends).squeeze(1)
             record("train/largest_weight", float(weights.max()))
             record("train/effective_sample_size", float(effective_sample_size(last)) / len(last))
-        if hasattr(self.policy, "log_std"):
-            record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        if isinstance(self.action_space, spaces.Box):
+            # Of the distribution that was evaluated last, in units of the actions.
+            record("train/std", float(self.policy.action_dist.distribution.stddev.mean()))  # type: ignore[union-attr]
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log; as SB3's on-policy algorithms."""

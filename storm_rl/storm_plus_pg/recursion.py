@@ -3,6 +3,9 @@
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -70,9 +73,9 @@ def move_observation_statistics(
     Actor and critic stay the functions that they are, but where observations are clipped. Gives the change of the
     actor's parameters; None if there is none, or the policy has no linear layer right behind the statistics.
     """
-    before = policy.input_scaling()
+    before = _input_scaling(policy)
     policy.update_observation_statistics(observations)
-    after, layers = policy.input_scaling(), policy.input_layers()
+    after, layers = _input_scaling(policy), _input_layers(policy)
     if before is None or after is None or layers is None:
         return None
     scale, shift = after[1] / before[1], (after[0] - before[0]) / before[1]
@@ -81,6 +84,31 @@ def move_observation_statistics(
         changes.append(InputChange.of_layer(layer, parameters, scale, shift))
         vector_to_parameters(changes[-1].parameters(parameters_to_vector(parameters).detach()), parameters)
     return changes[0]
+
+
+def _input_scaling(policy: StandardisedActorCriticPolicy) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation by which each feature is standardised; None if none is, or the extractor is the user's."""
+    inner, space = getattr(policy.pi_features_extractor, "extractor", None), policy.observation_space
+    if type(inner) is FlattenExtractor:
+        widths = {"": inner.features_dim}
+    elif type(inner) is CombinedExtractor and isinstance(space, spaces.Dict):
+        parts = inner.extractors.items()
+        widths = {key: getattr(part, "features_dim", get_flattened_obs_dim(space[key])) for key, part in parts}
+    else:
+        return None
+    pairs = [policy.observation_statistics.per_input(key, width) for key, width in widths.items()]
+    mean, std = (torch.cat([part.to(policy.device) for part in parts]) for parts in zip(*pairs, strict=True))
+    return mean, std
+
+
+def _input_layers(policy: StandardisedActorCriticPolicy) -> tuple[nn.Linear, nn.Linear] | None:
+    """The linear layers right behind the features, of actor and critic; None if there are others."""
+    actor = next(policy.mlp_extractor.policy_net.children(), policy.action_net)
+    critic = next(policy.mlp_extractor.value_net.children(), policy.value_head.linear)
+    if not isinstance(actor, nn.Linear) or not isinstance(critic, nn.Linear):
+        return None
+    known = type(policy.mlp_extractor) is MlpExtractor and actor.bias is not None and critic.bias is not None
+    return (actor, critic) if known else None
 
 
 class PolicyRecursion:

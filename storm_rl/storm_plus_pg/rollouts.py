@@ -144,7 +144,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         if self.sde_sample_freq < 1 or self._noise_age == 0 or len(noise.exploration_matrices) != n_envs:
             self._reset_noise(n_envs)
             return
-        std = noise.get_std(self.policy.log_std)
+        std = noise.get_std(self.policy.log_std_of_actions(self.policy.log_std))
         ratio = std / noise.weights_dist.scale
         noise.exploration_mat = noise.exploration_mat * ratio
         noise.exploration_matrices = noise.exploration_matrices * ratio

@@ -361,8 +361,8 @@ class STORMPlusPG(RolloutAlgorithm):
         self.logger.record("train/gradient_norm", float(gradients.mean(dim=0).norm()))
         self.logger.record("train/direction_norm", float(self.recursion.direction.norm()))
         self.logger.record("train/direction_metric_norm", max(direction_square, 0.0) ** 0.5)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        if isinstance(self.action_space, spaces.Box):
+            self.logger.record("train/std", float(after.distribution.stddev.mean()))  # type: ignore[union-attr]
 
     # Learn, save --------------------------------------------------------------------------------------------------
 
