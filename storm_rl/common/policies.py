@@ -1,6 +1,6 @@
 """Actor-critic policies that carry their observation statistics and the scale of their values."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -115,9 +115,7 @@ class ObservationStatistics(nn.Module):
         """Add a batch of raw observations, ``(n, *shape)``, or a dict of such batches."""
         parts = observations if isinstance(observations, dict) else {"": observations}
         for key, batch in parts.items():
-            if _module_key(key) in self.running:
-                statistics = self.running[_module_key(key)]
-                assert isinstance(statistics, RunningMeanStd)
+            if (statistics := self._of(key)) is not None:
                 statistics.update(batch)
 
     def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
@@ -128,19 +126,19 @@ class ObservationStatistics(nn.Module):
 
     def per_input(self, key: str, width: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each of the ``width`` numbers of an entry; 0 and 1 where it is not standardised."""
-        name = _module_key(key)
-        statistics = self.running[name] if name in self.running else RunningMeanStd((width,))
-        assert isinstance(statistics, RunningMeanStd)
+        statistics = self._of(key) or RunningMeanStd((width,))
         return statistics.mean.flatten().clone(), statistics.std.flatten()
 
     def _standardise(self, key: str, batch: Tensor) -> Tensor:
-        if _module_key(key) not in self.running:
+        if (statistics := self._of(key)) is None:
             return batch
-        statistics = self.running[_module_key(key)]
-        assert isinstance(statistics, RunningMeanStd)
         # In the batch's own precision: float64 arithmetic on every acting step would cost more than the network.
         mean, std = statistics.mean.to(batch.dtype), statistics.std.to(batch.dtype)
         return ((batch - mean) / std).clamp(-self.clip, self.clip)
+
+    def _of(self, key: str) -> RunningMeanStd | None:
+        name = _module_key(key)
+        return self.running[name] if name in self.running else None  # type: ignore[return-value]  # noqa: SIM401
 
 
 def _module_key(key: str) -> str:
@@ -287,17 +285,15 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The parameters of the action distribution, in a fixed order."""
-        modules: list[nn.Module] = [self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net]
-        parameters = list(_unique_parameters(modules))
+        modules = (self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net)
         log_std = getattr(self, "log_std", None)
-        if isinstance(log_std, nn.Parameter):
-            parameters.append(log_std)
-        return parameters
+        noise = [log_std] if isinstance(log_std, nn.Parameter) else []
+        return [*nn.ModuleList(modules).parameters(), *noise]
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters of the value function, in a fixed order."""
-        modules: list[nn.Module] = [self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net]
-        return list(_unique_parameters(modules))
+        modules = (self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net)
+        return list(nn.ModuleList(modules).parameters())
 
     @property
     def critic_learns_features(self) -> bool:
@@ -310,9 +306,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
 
     def scaled_values(self, features: Tensor) -> Tensor:
         """Values in units of :attr:`value_scale`, ``(n,)``, of what :meth:`critic_features` gave."""
-        latent = self.mlp_extractor.forward_critic(features)
-        values: Tensor = self.value_head.linear(latent).flatten()
-        return values
+        values: Tensor = self.value_head.linear(self.mlp_extractor.forward_critic(features))
+        return values.flatten()
 
     def distribution_of(self, outputs: Tensor, latent: Tensor, log_std: Tensor | None) -> Distribution:
         """The action distribution from the actor's outputs on: the policy's own object, as of ``get_distribution``.
@@ -423,12 +418,3 @@ def environment_actions(policy: BasePolicy, actions: npt.NDArray[Any]) -> npt.ND
     if policy.squash_output:
         return np.asarray(policy.unscale_action(actions))
     return np.asarray(np.clip(actions, space.low, space.high))
-
-
-def _unique_parameters(modules: list[nn.Module]) -> Iterator[nn.Parameter]:
-    seen: set[int] = set()
-    for module in modules:
-        for parameter in module.parameters():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter

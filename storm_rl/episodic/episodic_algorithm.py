@@ -406,7 +406,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             record("train/effective_sample_size", float(effective_sample_size(last)) / len(last))
         if isinstance(self.action_space, spaces.Box):
             # Of the distribution that was evaluated last, in units of the actions.
-            record("train/std", float(self.policy.action_dist.distribution.stddev.mean()))  # type: ignore[union-attr]
+            record("train/std", float(self.policy.action_dist.distribution.stddev.detach().mean()))  # type: ignore[union-attr]
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log; as SB3's on-policy algorithms."""

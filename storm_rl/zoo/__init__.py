@@ -1,11 +1,10 @@
-"""RL Zoo and the Hugging Face hub with this package's algorithms; needs ``pip install "storm-rl[zoo]"``.
+"""RL Zoo with this package's algorithms; needs ``pip install "storm-rl[zoo]"``.
 
 Importing this module needs nothing beyond the library: what needs the extra imports it when it is called, and says
 so where it is missing.
 """
 
 from storm_rl.zoo.algorithms import ALGORITHMS, Range, ZooAlgorithm, get_algorithm
-from storm_rl.zoo.hub import model_card, save_for_hub
 from storm_rl.zoo.registration import register
 from storm_rl.zoo.settings import hyperparameter_file, hyperparameters
 
@@ -16,7 +15,5 @@ __all__ = [
     "get_algorithm",
     "hyperparameter_file",
     "hyperparameters",
-    "model_card",
     "register",
-    "save_for_hub",
 ]

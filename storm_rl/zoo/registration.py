@@ -6,10 +6,10 @@ from storm_rl.zoo.algorithms import ALGORITHMS, sample_hyperparameters
 
 
 class MissingExtraError(ImportError):
-    """What RL Zoo or the hub needs is not installed."""
+    """What RL Zoo needs is not installed."""
 
     def __init__(self, error: ImportError) -> None:
-        super().__init__(f'{error}. RL Zoo and the hub need an extra: pip install "storm-rl[zoo]"', name=error.name)
+        super().__init__(f'{error}. RL Zoo needs an extra: pip install "storm-rl[zoo]"', name=error.name)
 
 
 def register() -> None:

@@ -235,7 +235,7 @@ def test_gsde_noise_outlasts_rollouts_shorter_than_it_at_the_policys_present_sca
 
     def unit_noise() -> Any:
         noise = model.policy.action_dist
-        std = noise.get_std(model.policy.log_std).detach()
+        std = noise.get_std(model.policy.log_std_of_actions(model.policy.log_std)).detach()
         torch.testing.assert_close(noise.weights_dist.scale.detach(), std)
         return (noise.exploration_matrices / std).detach()
 
