@@ -17,7 +17,7 @@ def test_every_ablation_is_a_row_and_the_runs_are_kept(tmp_path: Path, monkeypat
     arguments = ["ablations", "--output", str(tmp_path), "--seeds", "1", "--workers", "1"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     table = (tmp_path / "ablations.md").read_text()
-    assert "| variant | CartPole-v1 (1k) | reached |" in table
+    assert "| variant | CartPole-v1 (1k) | reached | times the default's steps |" in table
     for name in ("default", *few.values()):
         assert f"| {name} | - (1 never), 0." in table
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
@@ -25,7 +25,9 @@ def test_every_ablation_is_a_row_and_the_runs_are_kept(tmp_path: Path, monkeypat
 
 
 def measures(agent: str, steps: list[float], scores: list[float]) -> pd.DataFrame:
-    rows = pd.DataFrame({"steps_to_threshold": steps, "evaluation_score": scores, "agent": agent})
+    rows = pd.DataFrame(
+        {"steps_to_threshold": steps, "evaluation_score": scores, "agent": agent, "task": "CartPole-v1"}
+    )
     return rows.assign(reached=rows["steps_to_threshold"] < 15_000, seed=range(len(rows)))
 
 
@@ -43,8 +45,17 @@ def test_cells_say_how_many_never_reached_it_and_which_differences_are_no_chance
     ]
     lines = ablations.summary({"CartPole-v1": pd.concat(rows)}).splitlines()
     assert lines[-3:] == [
-        "| default | 5, 0.82 ± 0.01 | 5 of 5 |",
-        f"| {ABLATIONS[worse]} | - (3 never), **0.30 ± 0.07** | 2 of 5 |",
-        f"| {ABLATIONS[level]} | 2.5 (2 never), 0.82 ± 0.01 | 3 of 5 |",
+        "| default | 5, 0.82 ± 0.01 | 5 of 5 | 1 |",
+        f"| {ABLATIONS[worse]} | - (3 never), **0.30 ± 0.07** | 2 of 5 | 2.04 (1.50 to 2.76) |",
+        f"| {ABLATIONS[level]} | 2.5 (2 never), 0.82 ± 0.01 | 3 of 5 | 0.80 (0.35 to 1.81) |",
     ]
     assert "5 seeds." in lines[2]
+
+
+def test_only_some_variants_and_none_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[list[str]] = []
+    monkeypatch.setattr(ablations, "run_specs", lambda agents, *_, **__: wanted.append(agents) or [])
+    name = next(iter(ABLATIONS))
+    CliRunner().invoke(app, ["ablations", "--output", str(tmp_path), "--variant", name])
+    assert wanted[0] == ["storm_plus_pg", name]
+    assert CliRunner().invoke(app, ["ablations", "--variant", "storm_plus_pg[momentun=1.0]"]).exit_code == 2
