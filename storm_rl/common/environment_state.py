@@ -30,8 +30,8 @@ def environment_state(env: VecEnv | gym.Env[Any, Any]) -> Any:
     """All that the future of ``env`` depends on, as tensors and plain Python (readable with ``weights_only=True``).
 
     Wrappers, environments and their generators are walked through, attribute by attribute. An object that has
-    ``get_state()`` and ``set_state(state)`` of its own is asked instead; that is the way for an environment whose
-    state is not in plain attributes (a physics engine, another process). The result shares no memory with ``env``.
+    ``get_state()`` and ``set_state(state)`` of its own is asked as well, or instead where its attributes are no plain
+    data (a physics engine): those methods must then keep all, generators too. The result shares no memory with ``env``.
 
     Known to be exact: gymnasium's classic-control and toy-text environments, also inside gymnasium's wrappers and
     SB3's ``Monitor``, ``DummyVecEnv``, ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage`` and ``VecMonitor``.
@@ -89,21 +89,29 @@ def _encode(value: Any, path: str, seen: set[int]) -> Any:
 
 def _encode_object(value: Any, path: str, seen: set[int]) -> dict[str, Any]:
     seen.add(id(value))
-    recorded = {"kind": "object", "classes": _class_names(value)}
-    if callable(getattr(type(value), "get_state", None)) and callable(getattr(type(value), "set_state", None)):
-        return {**recorded, "state": _encode(value.get_state(), path, seen)}
+    recorded: dict[str, Any] = {"kind": "object", "classes": _class_names(value)}
+    if not all(callable(getattr(type(value), name, None)) for name in ("get_state", "set_state")):
+        return {**recorded, "attributes": _encode_attributes(value, path, seen)}
+    recorded["state"] = _encode(value.get_state(), path, set(seen))
+    try:
+        # By these names many environments mean less than all of their state (an observation, a position).
+        return {**recorded, "attributes": _encode_attributes(value, path, set(seen))}
+    except ValueError:
+        return recorded
+
+
+def _encode_attributes(value: Any, path: str, seen: set[int]) -> dict[str, Any]:
     known = type(value).__module__.split(".")[0] in ("gymnasium", "stable_baselines3")
     if not (known or isinstance(value, (gym.Env, VecEnv))) or not hasattr(value, "__dict__"):
         raise ValueError(
             f"the environment's state cannot be kept: {path} is a {_class_names(value)[0]}, which is no plain data. "
             "Give the environment methods get_state() and set_state(state), or do without the exact state."
         )
-    attributes = {
+    return {
         name: _encode(attribute, f"{path}.{name}", seen)
         for name, attribute in vars(value).items()
         if name != "class_attributes"  # What SB3's wrappers copy from their class.
     }
-    return {**recorded, "attributes": attributes}
 
 
 def _decode(state: Any, current: Any, path: str) -> Any:
@@ -162,8 +170,7 @@ def _decode_object(state: dict[str, Any], current: Any, path: str) -> None:
         raise ValueError(f"the state does not fit: {path} is a {now[0]}, and was a {then[0]}")
     if "state" in state:
         current.set_state(_decode(state["state"], None, path))
-        return
-    for name, attribute in state["attributes"].items():
+    for name, attribute in state.get("attributes", {}).items():
         if not (isinstance(attribute, dict) and attribute["kind"] == "kept"):
             vars(current)[name] = _decode(attribute, vars(current).get(name), f"{path}.{name}")
 

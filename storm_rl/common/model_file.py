@@ -32,7 +32,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         path = Path(f"{path}_2")
     path.parent.mkdir(exist_ok=True, parents=True)
     target = Path(os.path.realpath(path))  # A link keeps pointing to where it points.
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    part = target.with_name(f".{uuid.uuid4().hex}.part")  # The target's own name may be as long as names can be.
     try:
         with part.open("xb") as file:
             file.write(content)

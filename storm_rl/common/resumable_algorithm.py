@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import os
 import random
 import warnings
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from storm_rl.common.policies import (
     POLICY_ALIASES,
     StandardisedActorCriticCnnPolicy,
     StandardisedMultiInputActorCriticPolicy,
+    batch_size,
 )
 from storm_rl.version import __version__
 
@@ -49,22 +51,25 @@ class ResumableAlgorithm(BaseAlgorithm):
                 f"policy must be one of {', '.join(self.policy_aliases)} or a subclass of ActorCriticPolicy, "
                 f"got {policy!r}."
             )
-        # Also numpy's numbers, which SB3 and Python's generators refuse.
-        learning_rate = check_learning_rate("learning_rate", learning_rate)
-        if "stats_window_size" in kwargs:
-            kwargs["stats_window_size"] = check_integer("stats_window_size", kwargs["stats_window_size"], 1)
-        if kwargs.get("seed") is not None:
-            check_range("seed", kwargs["seed"], 0, 2**32 - 1)  # What numpy's global generator takes.
-            kwargs["seed"] = check_integer("seed", kwargs["seed"], 0)
-        if kwargs.get("policy_kwargs") is not None and not isinstance(kwargs["policy_kwargs"], dict):
-            raise TypeError(f"policy_kwargs must be a dict or None, got {kwargs['policy_kwargs']!r}.")
         super().__init__(policy, env, learning_rate, **kwargs)
+
+    def _check_arguments(self) -> None:
+        """Refuse arguments out of range, before anything is built: the constructor's, and those that `load` changes."""
+        # Also numpy's numbers, which SB3 and Python's generators refuse.
+        self.learning_rate = check_learning_rate("learning_rate", self.learning_rate)
+        self._stats_window_size = check_integer("stats_window_size", self._stats_window_size, 1)
+        if self.seed is not None:
+            check_range("seed", self.seed, 0, 2**32 - 1)  # What numpy's global generator takes.
+            self.seed = check_integer("seed", self.seed, 0)
+        if not isinstance(self.policy_kwargs, dict):
+            raise TypeError(f"policy_kwargs must be a dict or None, got {self.policy_kwargs!r}.")
+        if self.tensorboard_log is not None and not isinstance(self.tensorboard_log, (str, os.PathLike)):
+            raise TypeError(f"tensorboard_log must be the path of a folder or None, got {self.tensorboard_log!r}.")
+        self._check_policy()
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
-            raise ValueError(
-                f"policy {policy_name!r} is unknown; {type(self).__name__} has {', '.join(self.policy_aliases)}."
-            )
+            raise ValueError(f"policy {policy_name!r} is unknown; there are {', '.join(self.policy_aliases)}.")
         return self.policy_aliases[policy_name]
 
     @staticmethod
@@ -92,8 +97,9 @@ class ResumableAlgorithm(BaseAlgorithm):
             right = "MultiInputPolicy" if is_dict else "MlpPolicy, or CnnPolicy for images"
             raise ValueError(f"{kind.__name__} does not read the observation space {space}; use {right}.")
         parts: dict[str, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"image": space}
-        if unusable := [key for key in parts if key == "" or "." in key]:
-            raise ValueError(f"observation space {space}: keys may neither be empty nor hold a dot, got {unusable}.")
+        if unusable := [key for key in parts if key == "" or "." in key or hasattr(torch.nn.ModuleDict, key)]:
+            right = "neither be empty, nor hold a dot, nor be attributes of torch's ModuleDict"
+            raise ValueError(f"observation space {space}: keys may {right}; rename {unusable} in a wrapper.")
         # Unscaled images are the user's own affair, as in SB3.
         floats = "normalize_images" in self.policy_kwargs
         is_cnn = issubclass(kind, StandardisedActorCriticCnnPolicy)
@@ -186,9 +192,10 @@ class ResumableAlgorithm(BaseAlgorithm):
 
     def _load_run_state(self, state: dict[str, Any], resumes: bool) -> None:
         """Restore what `_run_state` gave; parts may be missing. ``resumes``: the environments are not reset."""
-        if resumes and self._last_obs is not None and _n_observations(self._last_obs) != self.n_envs:
+        last: Any = self._last_obs
+        if resumes and last is not None and batch_size(last) != self.n_envs:
             raise ValueError(
-                f"force_reset=False continues the {_n_observations(self._last_obs)} environments of the saved model, "
+                f"force_reset=False continues the {batch_size(last)} environments of the saved model, "
                 f"and these are {self.n_envs}; leave it out to begin with a reset."
             )
         if resumes and "env_state" in state:
@@ -212,7 +219,8 @@ class ResumableAlgorithm(BaseAlgorithm):
         """Load a model that `save` wrote.
 
         To *predict*, the path is enough. To *train on*, pass ``env``: random states are then restored too, and the run
-        continues as the saved one would have after a reset. To *resume exactly*, save with ``include=["env_state"]``
+        continues as the saved one would have after a reset; with ``seed`` as well, another run from there: everything
+        is seeded with it, and no random state restored. To *resume exactly*, save with ``include=["env_state"]``
         and pass ``force_reset=False`` as well: everything that follows is the same bit for bit (on the same machine,
         with the same versions and number of threads).
 
@@ -227,26 +235,26 @@ class ResumableAlgorithm(BaseAlgorithm):
             custom_objects: Replacements of stored attributes, whose pickles are then not read.
             print_system_info: Whether to print on which system the model was saved.
             force_reset: Whether the environments are reset before training; False continues where they stood.
-            **kwargs: Arguments of the constructor that are to change.
+            **kwargs: Arguments of the constructor that are to change; checked as there.
 
         Raises:
             FileNotFoundError: There is no such file.
+            TypeError: An argument that the constructor does not have.
             ValueError: A damaged or foreign file, other spaces than the saved ones, or ``force_reset=False`` with
                 environments that are not the saved ones.
         """
         # A base class's model is accepted, as by SB3. The names do not depend on the instance.
         accepted = [kind.__name__ for kind in cls.__mro__ if issubclass(kind, ResumableAlgorithm)]
         parameters = cls._get_torch_save_params(cls.__new__(cls))[0]
+        if unknown := sorted(kwargs.keys() - (constructor_parameters(cls).keys() - {"policy"})):
+            raise TypeError(f"{cls.__name__}.load() changes arguments of the constructor only, not {unknown}.")
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3's name of the attribute.
         content, run_state = read_model(path, accepted, parameters)
-        model = super().load(
-            io.BytesIO(content),
-            env=env,
-            device=device,
-            custom_objects=custom_objects,
-            print_system_info=print_system_info,
-            force_reset=force_reset,
-            **kwargs,
-        )
+        model = super().load(io.BytesIO(content), env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if kwargs.get("seed") is not None:
+            for name in ("random_state", "exploration_noise", "noise_age"):
+                run_state.pop(name, None)
         if env is not None:
             # After the set-up, which seeds.
             model._load_run_state(run_state, resumes=not force_reset)
@@ -293,8 +301,11 @@ def _check_space(name: str, space: spaces.Space[Any], supported: tuple[type[spac
         raise ValueError(f"{name} space {space} must have a dimension; reshape it in a wrapper.")
 
 
-def _n_observations(observations: Any) -> int:
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+def own_copy(observations: Any) -> Any:
+    """A copy to keep, because a VecEnv may reuse its arrays; in C order as a loaded one, which sums depend on."""
+    if isinstance(observations, dict):
+        return {key: own_copy(part) for key, part in observations.items()}
+    return np.array(observations, order="C")
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

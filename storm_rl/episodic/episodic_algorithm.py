@@ -23,7 +23,7 @@ from storm_rl.common.checks import (
 )
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights, trajectory_weights
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy, environment_actions, select
-from storm_rl.common.resumable_algorithm import ResumableAlgorithm
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm, own_copy
 from storm_rl.episodic import returns
 from storm_rl.episodic.episodes import EpisodeRecorder, TrajectoryBatch, pad
 from storm_rl.episodic.recursions import AnchoredRecursion, Vector, vector_norm
@@ -128,13 +128,12 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self.self_normalise = self_normalise
         self.critic_learning_rate = critic_learning_rate
         self.critic_epochs = critic_epochs
-        self._check_settings()
-        self._n_updates = 0
-        self.n_episodes = 0
+        self._n_updates = self.n_episodes = 0
         if _init_setup_model:
             self._setup_model()
 
-    def _check_settings(self) -> None:
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
         for name in ("batch_size", "mini_batch_size", "critic_epochs"):
             setattr(self, name, check_integer(name, getattr(self, name), 1))
         check_range("gamma", self.gamma, 0.0, 1.0)
@@ -157,7 +156,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         raise NotImplementedError
 
     def _setup_model(self) -> None:
-        self._check_policy()
+        self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
@@ -201,12 +200,14 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if self._last_episode_starts is None or not np.all(self._last_episode_starts):
             # Some environment is in an episode that no batch counts, or that an earlier policy began.
             self._last_obs = env.reset()  # type: ignore[assignment]
+        self._last_obs = own_copy(self._last_obs)
         recorder = EpisodeRecorder(env.num_envs, n_episodes)
         quota, sources = recorder.quota, self._draw_sources(n_episodes)
+        callback.update_locals(locals())
         callback.on_rollout_start()
         self._in_rollout = True
         while not quota.filled:
-            obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)
             with torch.no_grad(), acting(self.policy, self.num_timesteps):
                 sampled = self._act(obs_tensor, sources[quota.playing])
             check_policy_outputs(self.num_timesteps, actions=sampled)
@@ -231,8 +232,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                     f"an episode has run for {quota.longest} steps without an end. Whole trajectories are needed: "
                     "wrap the environment in gymnasium.wrappers.TimeLimit, or make it with max_episode_steps"
                 )
-            self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = dones
+            self._last_obs, self._last_episode_starts = own_copy(new_obs), np.array(dones)
         self._in_rollout = False
         self.batch = recorder.batch(self.device)
         self.n_episodes += n_episodes

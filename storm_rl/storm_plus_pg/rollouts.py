@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -25,7 +25,7 @@ from storm_rl.common.policies import (
     environment_actions,
     select,
 )
-from storm_rl.common.resumable_algorithm import ResumableAlgorithm
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm, own_copy
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
 
@@ -40,6 +40,18 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
     _window_end: Any = None
     # Vector steps that gSDE's present noise has served.
     _noise_age = 0
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        right = DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
+        buffer = self.rollout_buffer_class or right
+        if not (isinstance(buffer, type) and issubclass(buffer, right)):
+            raise TypeError(f"rollout_buffer_class must be a subclass of {right.__name__} or None, got {buffer!r}.")
+        if buffer.compute_returns_and_advantage is not RolloutBuffer.compute_returns_and_advantage:
+            raise ValueError(
+                f"rollout_buffer_class {buffer.__name__} has its own compute_returns_and_advantage(), which is not "
+                "called: change rewards in its add(), or in a callback's on_rollout_end()."
+            )
 
     def networks(self) -> ActorCritic | NumpyActorCritic:
         """The policy's networks in numpy where they have that form, otherwise by autograd."""
@@ -65,11 +77,13 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         n_steps = 0
         rollout_buffer.reset()
         truncations: dict[int, ObservationBatch] = {}
-        no_values = torch.zeros(env.num_envs)
+        values = torch.zeros(env.num_envs)  # By SB3's name, for callbacks; they are computed in `train`.
         if self._last_obs is not self._window_end:
             self.window.clear()
+            self._last_obs = own_copy(self._last_obs)
         if self.use_sde:
             self._continue_noise(env.num_envs)
+        callback.update_locals(locals())
         callback.on_rollout_start()
         self._in_rollout = True
         networks = self.networks()
@@ -77,7 +91,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         while n_steps < n_rollout_steps:
             if self.use_sde and self._noise_age >= self.sde_sample_freq > 0:
                 self._reset_noise(env.num_envs)
-            obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)
             with acting(self.policy, self.num_timesteps):
                 actions_tensor, log_probs = networks.act(obs_tensor)
             check_policy_outputs(self.num_timesteps, actions=actions_tensor, log_probs=log_probs)
@@ -102,7 +116,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
                 terminal_obs = infos[index].get("terminal_observation")
                 if terminal_obs is not None and infos[index].get("TimeLimit.truncated", False):
                     place = n_steps * env.num_envs + int(index)
-                    truncations[place] = self.policy.obs_to_tensor(terminal_obs)[0]
+                    truncations[place] = self.policy.obs_to_tensor(own_copy(terminal_obs))[0]
             n_steps += 1
             if isinstance(self.action_space, spaces.Discrete):
                 actions = actions.reshape(-1, 1)
@@ -111,19 +125,18 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
                 actions,
                 rewards,
                 self._last_episode_starts,  # type: ignore[arg-type]
-                no_values,
+                values,
                 log_probs,
             )
-            self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = dones
+            self._last_obs, self._last_episode_starts = own_copy(new_obs), np.array(dones)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
-        last_observations = obs_as_tensor(new_obs, self.device)  # type: ignore[arg-type]
+        last_observations = obs_as_tensor(self._last_obs, self.device)
         rollout = rollout_from_buffer(rollout_buffer, dones, truncations, last_observations, self.policy)
         check_finite("the rollout buffer's rewards, changed by a callback,", rollout.rewards)
         self.window.append(rollout)
-        self._window_end = new_obs
+        self._window_end = self._last_obs
         self.return_statistics.update(rollout.rewards.cpu().numpy(), rollout.dones.cpu().numpy())
         self._in_rollout = False
         return True

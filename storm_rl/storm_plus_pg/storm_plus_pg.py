@@ -80,7 +80,7 @@ class STORMPlusPG(RolloutAlgorithm):
             for every 512 transitions of a rollout, at least 0.01 and at most 0.04: larger rollouts are less noisy.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) for Box actions. None: for all of them.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
-        rollout_buffer_class: Rollout buffer class; None: by the observation space. Its advantages are not used.
+        rollout_buffer_class: Rollout buffer class; None: by the observation space. Its own returns are refused.
         rollout_buffer_kwargs: Its further arguments. This and what follows is as in SB3.
 
     Raises:
@@ -128,11 +128,10 @@ class STORMPlusPG(RolloutAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        self.critic_learning_rate = check_learning_rate("critic_learning_rate", critic_learning_rate)
         super().__init__(
             policy,
             env,
-            learning_rate=self.critic_learning_rate,
+            learning_rate=critic_learning_rate,
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
@@ -154,6 +153,7 @@ class STORMPlusPG(RolloutAlgorithm):
         )
         if use_sde is None and self.env is not None:
             self.use_sde = isinstance(self.action_space, spaces.Box)
+        self.critic_learning_rate = critic_learning_rate
         self.reuse_rollouts = reuse_rollouts
         self.critic_steps = critic_steps
         self.batch_size = batch_size
@@ -161,11 +161,13 @@ class STORMPlusPG(RolloutAlgorithm):
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.target_kl = target_kl
-        self._check_arguments()
         if _init_setup_model:
             self._setup_model()
 
     def _check_arguments(self) -> None:
+        rate = check_learning_rate("critic_learning_rate", self.critic_learning_rate)
+        self.learning_rate = self.critic_learning_rate = rate  # The former is SB3's name for it.
+        super()._check_arguments()
         if not issubclass(self.policy_class, StandardisedActorCriticPolicy):
             raise TypeError(
                 f"policy {self.policy_class.__name__} is not a {StandardisedActorCriticPolicy.__name__}: use one of "
@@ -187,10 +189,8 @@ class STORMPlusPG(RolloutAlgorithm):
         check_range("cg_damping", self.cg_damping, 0.0, 1e6, low_included=False)
 
     def _setup_model(self) -> None:
-        self._check_policy()
+        self._check_arguments()
         self._resolve_rollout_size()
-        # `load` may have brought another.
-        self.learning_rate = self.critic_learning_rate
         super()._setup_model()
         assert self.reuse_rollouts is not None
         self.window, self._window_end, self._noise_age = RolloutWindow(self.reuse_rollouts), None, 0
