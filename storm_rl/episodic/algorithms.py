@@ -127,8 +127,8 @@ class SVRPG(EpisodicAlgorithm):
         """See `SnapshotRecursion`."""
         return recursions.SnapshotRecursion(self.batch_size, self.mini_batch_size, self.max_sub_iterations)
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
+    def _make_optimizers(self) -> None:
+        super()._make_optimizers()
         self.snapshot_optimizer = self._make_actor_optimizer()
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -22,6 +22,7 @@ from storm_rl.common.checks import (
     check_transition,
 )
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights, trajectory_weights
+from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy, environment_actions, select
 from storm_rl.common.resumable_algorithm import ResumableAlgorithm
 from storm_rl.episodic import returns
@@ -77,6 +78,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     """
 
     policy: ActorCriticPolicy
+    _parameters: list[tuple[str, int, bool]] | None = None
 
     def __init__(
         self,
@@ -162,20 +164,31 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)  # type: ignore[assignment]
-        observation, _ = self.policy.obs_to_tensor(self.observation_space.sample())
-        self.action_distribution = ActionDistribution(self.policy, observation)
-        self.actor_optimizer = self._make_actor_optimizer()
-        critic = self.action_distribution.named(self.action_distribution.critic_names)
-        self.critic_optimizer = torch.optim.Adam(list(critic.values()), lr=self.critic_learning_rate)
         self.recursion = self.make_recursion()
+        self._look_up_parameters()
+        check_parts(self.policy, self.action_distribution.actor, self.action_distribution.critic)
+
+    def _look_up_parameters(self) -> None:
+        """Ask which parameters there are; others than before (pruned, frozen, a new layer) begin anew."""
+        present = [(name, id(values), values.requires_grad) for name, values in self.policy.named_parameters()]
+        if present != self._parameters:
+            self._parameters = present
+            self.action_distribution = ActionDistribution(self.policy)
+            self._make_optimizers()
+            self.recursion.restart()
+        elif self.recursion.memory is not None and [*self.recursion.memory] != self.action_distribution.actor_names:
+            self.recursion.restart()  # Loaded from a run in which others were frozen.
+
+    def _make_optimizers(self) -> None:
+        self.actor_optimizer = self._make_actor_optimizer()
+        self.critic_optimizer = torch.optim.Adam(self.action_distribution.critic, lr=self.critic_learning_rate)
 
     def _make_actor_optimizer(self) -> torch.optim.Optimizer:
-        actor = self.action_distribution.named(self.action_distribution.actor_names).values()
-        rate = self.lr_schedule(1)
-        return self.policy.optimizer_class(list(actor), lr=rate, **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
+        actor, rate = self.action_distribution.actor, self.lr_schedule(1)
+        return self.policy.optimizer_class(actor, lr=rate, **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "action_distribution", "batch"]
+        return [*super()._excluded_save_params(), "action_distribution", "batch", "_parameters"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor_optimizer", "critic_optimizer", "recursion"], []
@@ -275,6 +288,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
+            self._look_up_parameters()
             n_episodes = self.batch_size if self.recursion.large_batch else self.mini_batch_size
             if not self.collect_trajectories(callback, n_episodes):
                 break
@@ -290,7 +304,17 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     @all_or_nothing
     def train(self) -> None:
         """One step along the recursion's direction, from the batch collected last."""
-        batch, recursion = self.batch, self.recursion
+        self._look_up_parameters()
+        batch, large = self.batch, self.recursion.large_batch
+        self._n_updates += 1
+        if self.action_distribution.actor_names:
+            self._update_actor(batch)
+        if self.baseline == "state_value" and self._fits_critic(large):
+            self._fit_critic(batch)
+        self._update_statistics(batch)
+
+    def _update_actor(self, batch: TrajectoryBatch) -> None:
+        recursion = self.recursion
         point = self.action_distribution.point()
         anchored = not recursion.large_batch
         points = [point, recursion.anchor] if anchored and recursion.anchor is not None else [point]
@@ -301,11 +325,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         direction = recursion.direction(point, *gradients)
         step_size = self._ascend(direction, large=not anchored)
         recursion.schedule(step_size)
-        self._n_updates += 1
         self._log_update(gradients[0], direction, step_size, weights[-1], anchored)
-        if self.baseline == "state_value" and self._fits_critic(large=not anchored):
-            self._fit_critic(batch)
-        self._update_statistics(batch)
 
     def _importance_weights(self, log_prob: Tensor) -> list[Tensor | None]:
         """Weights of the estimate at each point: the current parameters and, for a small batch, the anchor.
@@ -355,10 +375,10 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
         The statistics are part of every point, so that an anchor stays the policy that it was.
         """
-        if not isinstance(self.policy, StandardisedActorCriticPolicy) or not self.policy.normalize_observations:
+        if not isinstance(self.policy, StandardisedActorCriticPolicy):
             return
         self.policy.update_observation_statistics(batch.observations)
-        if self._n_updates == 1:
+        if self._n_updates == 1 and self.policy.normalize_observations:
             # From no statistics to the first ones is a leap, and an anchor on its other side is of no use.
             self.recursion.restart()
 
@@ -377,8 +397,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                 values = self.policy.predict_values(select(batch.observations, rows)).flatten()
                 loss = nn.functional.mse_loss(values / scale, targets[rows] / scale)
                 self.critic_optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                self.critic_optimizer.step()
+                if loss.requires_grad:  # Not where all of the critic is frozen.
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    self.critic_optimizer.step()
         self.actor_optimizer.zero_grad()
         with torch.no_grad():
             fitted = self.policy.predict_values(batch.observations).flatten()

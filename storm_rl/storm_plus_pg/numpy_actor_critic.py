@@ -34,6 +34,8 @@ from storm_rl.storm_plus_pg.numpy_mlp import Array, Jacobian, NumpyMLP
 _OWN_METHODS = (
     "forward",
     "extract_features",
+    "critic_features",
+    "distribution_of",
     "get_distribution",
     "_get_action_dist_from_latent",
     "predict_values",
@@ -69,9 +71,9 @@ class NumpyActorCritic:
         own, base = type(policy), StandardisedActorCriticPolicy
         if any(getattr(own, name) is not getattr(base, name) for name in _OWN_METHODS):
             return None
-        if _has_hooks(policy) or type(policy.mlp_extractor) is not MlpExtractor:
+        if type(policy.mlp_extractor) is not MlpExtractor or getattr(policy.action_dist, "learn_features", False):
             return None
-        if getattr(policy.action_dist, "learn_features", False):
+        if any(map(_is_changed, (*policy.modules(), policy.action_dist))) or any(map(_has_hooks, policy.parameters())):
             return None
         actor = mlp_from_modules(policy.mlp_extractor.policy_net, policy.action_net)
         critic = mlp_from_modules(policy.mlp_extractor.value_net, policy.value_head.linear)
@@ -276,7 +278,7 @@ def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
     arrays: list[Array] = []
     activations: list[type[nn.Module]] = []
     for module in _leaves(modules):
-        if _has_hooks(module):
+        if _is_changed(module):
             return None
         # Exact types: a subclass may compute anything.
         if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
@@ -294,7 +296,7 @@ def has_plain_adam(policy: StandardisedActorCriticPolicy) -> bool:
     optimizer = policy.optimizer
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
-    # As in `_has_hooks`. A scheduler's wrapper of `step` is an attribute of the instance.
+    # As in `_is_changed`. A scheduler's wrapper of `step` is an attribute of the instance.
     hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
     group = optimizer.param_groups[0]
     same = [id(parameter) for parameter in group["params"]] == [id(part) for part in policy.critic_parameters()]
@@ -341,9 +343,17 @@ def _flattened(observations: ObservationBatch) -> Array:
     return array.reshape(len(array), -1)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    # Torch has no public way to ask.
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_changed(part: object) -> bool:
+    """Whether a module or distribution has hooks, or a method of its own in the place of its class's."""
+    # Torch has no public way to ask for hooks.
+    own = vars(part)
+    hooks = own.get("_forward_hooks") or own.get("_forward_pre_hooks") or own.get("_backward_hooks")
+    functions = [name for name, value in own.items() if callable(value)]
+    return bool(hooks or own.get("_backward_pre_hooks") or [name for name in functions if hasattr(type(part), name)])
+
+
+def _has_hooks(parameter: nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:

@@ -239,9 +239,11 @@ class STORMPlusPG(RolloutAlgorithm):
     def _update_actor(
         self, networks: ActorCritic | NumpyActorCritic, actor: Actor | NumpyActor, batch: Transitions
     ) -> None:
-        parameters = self.policy.actor_parameters()
-        theta = parameters_to_vector(parameters).detach()
-        recursion, previous = self.recursion, self.recursion.previous_parameters
+        recursion, parameters = self.recursion, self.policy.actor_parameters()
+        recursion.follow_parameters(parameters)
+        if not parameters:
+            return  # All are frozen.
+        theta, previous = parameters_to_vector(parameters).detach(), recursion.previous_parameters
         batch = batch._replace(advantages=self._standardised(batch.advantages))
 
         gradients, _ = self._part_gradients(actor, batch)
