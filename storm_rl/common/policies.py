@@ -268,11 +268,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             self.reset_noise()
         self.value_head = ValueHead(self.value_net)
         self.value_net = self.value_head  # type: ignore[assignment]
-        self.optimizer = self.optimizer_class(
-            self._part("critic"),
-            lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
-        )
+        critic, rate = self._part("critic"), lr_schedule(1)
+        self.optimizer = self.optimizer_class(critic, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The trainable parameters of the action distribution, in a fixed order."""
@@ -342,8 +339,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             training = self.training
             self.set_training_mode(True)
             with torch.no_grad():
-                self.get_distribution(observations)
-                self.predict_values(observations)
+                _ = self.get_distribution(observations), self.predict_values(observations)
             self.set_training_mode(training)
 
     @property
@@ -355,7 +351,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     def set_value_scale(self, scale: float, preserve: bool = False) -> None:
         """Set the unit of the critic's last layer; its outputs, in rewards, scale along.
 
-        With ``preserve`` they stay, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714). A frozen layer's does too.
+        With ``preserve`` they stay, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714). A frozen layer's stays.
         """
         if not all(parameter.requires_grad for parameter in self.value_head.linear.parameters()):
             return

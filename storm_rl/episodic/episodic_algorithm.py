@@ -78,7 +78,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     """
 
     policy: ActorCriticPolicy
-    _parameters: list[tuple[str, int, bool]] | None = None
+    fits_critic_to_large_batches_only = False
 
     def __init__(
         self,
@@ -169,26 +169,23 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         check_parts(self.policy, self.action_distribution.actor, self.action_distribution.critic)
 
     def _look_up_parameters(self) -> None:
-        """Ask which parameters there are; others than before (pruned, frozen, a new layer) begin anew."""
-        present = [(name, id(values), values.requires_grad) for name, values in self.policy.named_parameters()]
-        if present != self._parameters:
-            self._parameters = present
-            self.action_distribution = ActionDistribution(self.policy)
-            self._make_optimizers()
-            self.recursion.restart()
-        elif self.recursion.memory is not None and [*self.recursion.memory] != self.action_distribution.actor_names:
-            self.recursion.restart()  # Loaded from a run in which others were frozen.
-
-    def _make_optimizers(self) -> None:
-        self.actor_optimizer = self._make_actor_optimizer()
+        self.action_distribution = ActionDistribution(self.policy)
+        self.actor_optimizer = self._actor_optimizer()
         self.critic_optimizer = torch.optim.Adam(self.action_distribution.critic, lr=self.critic_learning_rate)
 
-    def _make_actor_optimizer(self) -> torch.optim.Optimizer:
-        actor, rate = self.action_distribution.actor, self.lr_schedule(1)
-        return self.policy.optimizer_class(actor, lr=rate, **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
+    def _follow_parameters(self) -> None:
+        """Begin anew where others are trained than before: pruned, frozen, of a new layer, or not as in the file."""
+        memory, distribution = self.recursion.memory or {}, self.action_distribution
+        if not distribution.is_current() or (memory and [*memory] != distribution.actor_names):
+            self._look_up_parameters()
+            self.recursion.restart()
+
+    def _actor_optimizer(self) -> torch.optim.Optimizer:
+        actor, kwargs = self.action_distribution.actor, self.policy.optimizer_kwargs
+        return self.policy.optimizer_class(actor, lr=self.lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "action_distribution", "batch", "_parameters"]
+        return [*super()._excluded_save_params(), "action_distribution", "batch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor_optimizer", "critic_optimizer", "recursion"], []
@@ -288,7 +285,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
-            self._look_up_parameters()
+            self._follow_parameters()
             n_episodes = self.batch_size if self.recursion.large_batch else self.mini_batch_size
             if not self.collect_trajectories(callback, n_episodes):
                 break
@@ -304,18 +301,17 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     @all_or_nothing
     def train(self) -> None:
         """One step along the recursion's direction, from the batch collected last."""
-        self._look_up_parameters()
+        self._follow_parameters()
         batch, large = self.batch, self.recursion.large_batch
         self._n_updates += 1
         if self.action_distribution.actor_names:
             self._update_actor(batch)
-        if self.baseline == "state_value" and self._fits_critic(large):
+        if self.baseline == "state_value" and (large or not self.fits_critic_to_large_batches_only):
             self._fit_critic(batch)
         self._update_statistics(batch)
 
     def _update_actor(self, batch: TrajectoryBatch) -> None:
-        recursion = self.recursion
-        point = self.action_distribution.point()
+        recursion, point = self.recursion, self.action_distribution.point()
         anchored = not recursion.large_batch
         points = [point, recursion.anchor] if anchored and recursion.anchor is not None else [point]
         at_points = LogProbAtPoints(self.action_distribution, points, batch.observations, batch.actions)
@@ -365,9 +361,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         optimizer.step()
         optimizer.zero_grad()
         step = {name: values.detach() - before[name] for name, values in parameters.items()}
-        length = vector_norm(
-            {name: optimizer.state[p].get("exp_avg", direction[name]) for name, p in parameters.items()}
-        )
+        moments = {name: optimizer.state[p].get("exp_avg", direction[name]) for name, p in parameters.items()}
+        length = vector_norm(moments)
         return vector_norm(step) / length if length > 0 else 0.0
 
     def _update_statistics(self, batch: TrajectoryBatch) -> None:
@@ -375,15 +370,11 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
         The statistics are part of every point, so that an anchor stays the policy that it was.
         """
-        if not isinstance(self.policy, StandardisedActorCriticPolicy):
-            return
-        self.policy.update_observation_statistics(batch.observations)
-        if self._n_updates == 1 and self.policy.normalize_observations:
-            # From no statistics to the first ones is a leap, and an anchor on its other side is of no use.
-            self.recursion.restart()
-
-    def _fits_critic(self, large: bool) -> bool:
-        return True
+        if isinstance(self.policy, StandardisedActorCriticPolicy):
+            self.policy.update_observation_statistics(batch.observations)
+            if self._n_updates == 1 and self.policy.normalize_observations:
+                # From no statistics to the first ones is a leap, and an anchor on its other side is of no use.
+                self.recursion.restart()
 
     def _fit_critic(self, batch: TrajectoryBatch) -> None:
         """Regress values on Monte-Carlo returns, after the actor: the baseline stays independent of its batch."""
@@ -397,7 +388,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                 values = self.policy.predict_values(select(batch.observations, rows)).flatten()
                 loss = nn.functional.mse_loss(values / scale, targets[rows] / scale)
                 self.critic_optimizer.zero_grad()
-                if loss.requires_grad:  # Not where all of the critic is frozen.
+                if loss.requires_grad:  # Not where all are frozen.
                     loss.backward()  # type: ignore[no-untyped-call]
                     self.critic_optimizer.step()
         self.actor_optimizer.zero_grad()

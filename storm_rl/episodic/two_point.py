@@ -36,11 +36,19 @@ class ActionDistribution(nn.Module):
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()
         self.policy = policy
+        self.described = self._described()
         actor, critic = parameters_behind(policy, "actor"), parameters_behind(policy, "critic")
         ids = {id(parameter) for parameter in actor}
         self.actor, self.critic = actor, [parameter for parameter in critic if id(parameter) not in ids]
         trainable = [(name, values) for name, values in self.named_parameters() if values.requires_grad]
         self.actor_names = [name for name, values in trainable if id(values) in ids]
+
+    def is_current(self) -> bool:
+        """Whether the policy's parameters are still the same, by name, and the same of them frozen."""
+        return self.described == self._described()
+
+    def _described(self) -> list[tuple[str, int, bool]]:
+        return [(name, id(values), values.requires_grad) for name, values in self.policy.named_parameters()]
 
     def forward(self, observations: Any, actions: Tensor | None = None) -> Tensor:
         """Log-probabilities of ``actions``, shape ``(n,)``, or sampled actions if there are none."""

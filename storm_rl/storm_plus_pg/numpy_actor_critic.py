@@ -42,6 +42,8 @@ _OWN_METHODS = (
     "scaled_values",
 )
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 # Units of a layer from which two BLAS threads were measured to be faster than one (1.2 times, and 0.8 times at 64).
 WIDE_LAYER = 128
 
@@ -73,7 +75,8 @@ class NumpyActorCritic:
             return None
         if type(policy.mlp_extractor) is not MlpExtractor or getattr(policy.action_dist, "learn_features", False):
             return None
-        if any(map(_is_changed, (*policy.modules(), policy.action_dist))) or any(map(_has_hooks, policy.parameters())):
+        hooked = any(part._backward_hooks or part._post_accumulate_grad_hooks for part in policy.parameters())
+        if hooked or any(map(_is_changed, (*policy.modules(), policy.action_dist))):
             return None
         actor = mlp_from_modules(policy.mlp_extractor.policy_net, policy.action_net)
         critic = mlp_from_modules(policy.mlp_extractor.value_net, policy.value_head.linear)
@@ -81,10 +84,10 @@ class NumpyActorCritic:
             return None
         log_std = getattr(policy, "log_std", None)
         n_noise = log_std.numel() if isinstance(log_std, nn.Parameter) else 0
-        # More parameters than these are a features extractor's.
-        if actor.n_parameters + n_noise != _size(policy.actor_parameters()):
-            return None
-        return cls(policy, actor, critic) if critic.n_parameters == _size(policy.critic_parameters()) else None
+        # More parameters than these are a features extractor's, and fewer are trained where some are frozen.
+        parts = (policy.actor_parameters(), policy.critic_parameters())
+        sizes = [sum(parameter.numel() for parameter in part) for part in parts]
+        return cls(policy, actor, critic) if sizes == [actor.n_parameters + n_noise, critic.n_parameters] else None
 
     def threads(self) -> AbstractContextManager[None]:
         """Limits the threads while these networks are trained; BLAS's only where layers are too small to gain."""
@@ -346,14 +349,9 @@ def _flattened(observations: ObservationBatch) -> Array:
 def _is_changed(part: object) -> bool:
     """Whether a module or distribution has hooks, or a method of its own in the place of its class's."""
     # Torch has no public way to ask for hooks.
-    own = vars(part)
-    hooks = own.get("_forward_hooks") or own.get("_forward_pre_hooks") or own.get("_backward_hooks")
-    functions = [name for name, value in own.items() if callable(value)]
-    return bool(hooks or own.get("_backward_pre_hooks") or [name for name in functions if hasattr(type(part), name)])
-
-
-def _has_hooks(parameter: nn.Parameter) -> bool:
-    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+    hooked = any(map(vars(part).get, _HOOKS))
+    functions = [name for name, value in vars(part).items() if callable(value)]
+    return hooked or any(hasattr(type(part), name) for name in functions)
 
 
 def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -372,7 +370,3 @@ def _joined(states: list[dict[str, Tensor]], name: str, like: Array) -> Array:
     if not states[0]:
         return np.zeros_like(like)
     return np.concatenate([state[name].numpy().reshape(-1) for state in states])
-
-
-def _size(parameters: list[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)

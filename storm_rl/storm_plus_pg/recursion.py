@@ -112,14 +112,14 @@ def _input_layers(policy: StandardisedActorCriticPolicy) -> tuple[nn.Linear, nn.
         return None
     actor = next(policy.mlp_extractor.policy_net.children(), policy.action_net)
     critic = next(policy.mlp_extractor.value_net.children(), policy.value_head.linear)
-    layers = [layer for layer in (actor, critic) if type(layer) is nn.Linear]
-    # Pruning and the like leave something else in the place of a parameter.
-    parameters = all(isinstance(part, nn.Parameter) for layer in layers for part in (layer.weight, layer.bias))
-    return (layers[0], layers[1]) if len(layers) == 2 and parameters else None
+    linear = [layer for layer in (actor, critic) if type(layer) is nn.Linear]
+    # Pruning leaves something else in the place of a parameter.
+    plain = len(linear) == 2 and all("weight" in layer._parameters and layer.bias is not None for layer in linear)
+    return (linear[0], linear[1]) if plain else None
 
 
 def _has_statistics(policy: StandardisedActorCriticPolicy) -> bool:
-    """Whether all observation statistics have seen an observation."""
+    """Whether all statistics have seen an observation."""
     running = policy.observation_statistics.running.values() if policy.normalize_observations else ()
     return all(float(statistics.get_buffer("count")) > 0.0 for statistics in running)
 
@@ -174,10 +174,9 @@ class PolicyRecursion:
 
     def follow_parameters(self, parameters: list[nn.Parameter]) -> None:
         """Begin again where the actor's trainable parameters are others than at the last update."""
-        former, size = self.previous_parameters, sum(parameter.numel() for parameter in parameters)
-        others = bool(self._parameters) and [*map(id, self._parameters)] != [*map(id, parameters)]
-        # From a file only their number is known.
-        if others or (former is not None and len(former) != size):
+        known, former = self._parameters or parameters, self.previous_parameters
+        size = sum(parameter.numel() for parameter in parameters)  # All that is known of those of a file.
+        if [*map(id, known)] != [*map(id, parameters)] or (former is not None and len(former) != size):
             self.restart()
         self._parameters = parameters
 

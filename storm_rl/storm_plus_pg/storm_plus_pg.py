@@ -335,11 +335,8 @@ class STORMPlusPG(RolloutAlgorithm):
 
     def _minibatches(self, size: int) -> Iterator[Tensor]:
         """``critic_steps`` minibatches of passes over ``size`` transitions, each pass in an order of its own."""
-        left = self.critic_steps
-        while left > 0:
-            minibatches = torch.split(torch.randperm(size, device=self.device), self.batch_size)[:left]
-            left -= len(minibatches)
-            yield from minibatches
+        passes = (torch.split(torch.randperm(size, device=self.device), self.batch_size) for _ in itertools.count())
+        return itertools.islice(itertools.chain.from_iterable(passes), self.critic_steps)
 
     # Log ----------------------------------------------------------------------------------------------------------
 
@@ -355,8 +352,7 @@ class STORMPlusPG(RolloutAlgorithm):
     ) -> None:
         assert self.recursion.direction is not None
         self.logger.record("train/kl", float(mean_kl(before, after)))
-        entropy = after.entropy()
-        if entropy is not None:
+        if (entropy := after.entropy()) is not None:
             self.logger.record("train/entropy", float(entropy.mean()))
         self.logger.record("train/momentum", self.recursion.momentum)
         self.logger.record("train/step_size", step_size)
