@@ -1,7 +1,7 @@
 """Actor-critic policies that carry their observation statistics and the scale of their values."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,14 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn import functional
 
+from storm_rl.common.parameters import parameters_behind
+
 ObservationBatch = Tensor | dict[str, Tensor]
 
 
 def batch_size(observations: ObservationBatch) -> int:
     """Number of observations."""
-    return len(_any_part(observations))
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 def select(observations: ObservationBatch, index: Tensor) -> ObservationBatch:
@@ -30,24 +32,12 @@ def select(observations: ObservationBatch, index: Tensor) -> ObservationBatch:
     return observations[index]
 
 
-def subsample(observations: ObservationBatch, size: int) -> ObservationBatch:
-    """At most ``size`` observations, drawn without replacement."""
-    available = batch_size(observations)
-    if available <= size:
-        return observations
-    return select(observations, torch.randperm(available)[:size].to(_any_part(observations).device))
-
-
 def concatenate(batches: list[ObservationBatch]) -> ObservationBatch:
     """One batch after the other."""
     dicts = [batch for batch in batches if isinstance(batch, dict)]
     if dicts:
         return {key: torch.cat([batch[key] for batch in dicts]) for key in dicts[0]}
     return torch.cat([batch for batch in batches if not isinstance(batch, dict)])
-
-
-def _any_part(observations: ObservationBatch) -> Tensor:
-    return next(iter(observations.values())) if isinstance(observations, dict) else observations
 
 
 class RunningMeanStd(nn.Module):
@@ -269,6 +259,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         middle, unit = action_units(self.action_space, self.squash_output)
         self.register_buffer("action_middle", middle, persistent=False)
         self.register_buffer("action_unit", unit, persistent=False)
+        self._parts: dict[str, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         super()._build(lr_schedule)
         if isinstance(self.action_dist, StateDependentNoiseDistribution):
             self.log_std = nn.Parameter(torch.cat([self.log_std, self.log_std[:1]]).detach())
@@ -277,28 +268,32 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             self.reset_noise()
         self.value_head = ValueHead(self.value_net)
         self.value_net = self.value_head  # type: ignore[assignment]
-        self.optimizer = self.optimizer_class(
-            self.critic_parameters(),
-            lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
-        )
+        critic, rate = self._part("critic"), lr_schedule(1)
+        self.optimizer = self.optimizer_class(critic, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def actor_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the action distribution, in a fixed order."""
-        modules = (self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net)
-        log_std = getattr(self, "log_std", None)
-        noise = [log_std] if isinstance(log_std, nn.Parameter) else []
-        return [*nn.ModuleList(modules).parameters(), *noise]
+        """The trainable parameters of the action distribution, in a fixed order."""
+        return [parameter for parameter in self._part("actor") if parameter.requires_grad]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the value function, in a fixed order."""
-        modules = (self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net)
-        return list(nn.ModuleList(modules).parameters())
+        """The trainable parameters of the value function, in a fixed order."""
+        return [parameter for parameter in self._part("critic") if parameter.requires_grad]
+
+    def _part(self, part: Literal["actor", "critic"]) -> list[nn.Parameter]:
+        """All parameters of a part, ``log_std`` last."""
+        present = list(self.parameters())
+        former, found = self._parts.get(part, ([], []))
+        # The graph is asked anew only where parameters were added or exchanged.
+        if [*map(id, former)] != [*map(id, present)]:
+            found = parameters_behind(self, part)
+            found.sort(key=lambda parameter: parameter is getattr(self, "log_std", None))
+            self._parts[part] = present, found
+        return found
 
     @property
     def critic_learns_features(self) -> bool:
-        """Whether the critic's features extractor has parameters, and so changes while the critic is fitted."""
-        return any(True for _ in self.vf_features_extractor.parameters())
+        """Whether the critic's features extractor has trainable parameters: it changes while the critic is fitted."""
+        return any(parameter.requires_grad for parameter in self.vf_features_extractor.parameters())
 
     def critic_features(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
         """What the critic's own network sees of ``observations``: ``(n, features_dim)``."""
@@ -335,16 +330,17 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         assert isinstance(self.action_dist, StateDependentNoiseDistribution)
         self.action_dist.sample_weights(self.log_std_of_actions(self.log_std), batch_size=n_envs)
 
-    @property
-    def has_observation_statistics(self) -> bool:
-        """Whether all statistics have seen an observation."""
-        running = self.observation_statistics.running.values() if self.normalize_observations else ()
-        return all(float(statistics.get_buffer("count")) > 0.0 for statistics in running)
-
     def update_observation_statistics(self, observations: Tensor | dict[str, Tensor]) -> None:
-        """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to the running statistics."""
+        """Add a batch of raw observations, ``(n, *shape)`` or a dict of such, to all running statistics."""
         if self.normalize_observations:
             self.observation_statistics.update(observations)
+        if any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for module in self.modules()):
+            # Acting and differentiating leave those of a batch normalisation alone.
+            training = self.training
+            self.set_training_mode(True)
+            with torch.no_grad():
+                _ = self.get_distribution(observations), self.predict_values(observations)
+            self.set_training_mode(training)
 
     @property
     def value_scale(self) -> float:
@@ -355,8 +351,10 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     def set_value_scale(self, scale: float, preserve: bool = False) -> None:
         """Set the unit of the critic's last layer; its outputs, in rewards, scale along.
 
-        With ``preserve`` they stay, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
+        With ``preserve`` they stay, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714). A frozen layer's stays.
         """
+        if not all(parameter.requires_grad for parameter in self.value_head.linear.parameters()):
+            return
         if preserve:
             for parameter in self.value_head.linear.parameters():
                 parameter.mul_(self.value_head.scale / scale)

@@ -110,6 +110,8 @@ class SVRPG(EpisodicAlgorithm):
         **kwargs: See `EpisodicAlgorithm`.
     """
 
+    fits_critic_to_large_batches_only = True
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -127,9 +129,9 @@ class SVRPG(EpisodicAlgorithm):
         """See `SnapshotRecursion`."""
         return recursions.SnapshotRecursion(self.batch_size, self.mini_batch_size, self.max_sub_iterations)
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.snapshot_optimizer = self._make_actor_optimizer()
+    def _look_up_parameters(self) -> None:
+        super()._look_up_parameters()
+        self.snapshot_optimizer = self._actor_optimizer()
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -141,9 +143,6 @@ class SVRPG(EpisodicAlgorithm):
         update_learning_rate(self.actor_optimizer, learning_rate / 2)
         self.logger.record("train/learning_rate", learning_rate)
         return self.snapshot_optimizer if large else self.actor_optimizer
-
-    def _fits_critic(self, large: bool) -> bool:
-        return large
 
 
 class SRVRPG(EpisodicAlgorithm):

@@ -22,6 +22,7 @@ from storm_rl.common.checks import (
     check_transition,
 )
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights, trajectory_weights
+from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy, environment_actions, select
 from storm_rl.common.resumable_algorithm import ResumableAlgorithm, own_copy
 from storm_rl.episodic import returns
@@ -77,6 +78,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     """
 
     policy: ActorCriticPolicy
+    fits_critic_to_large_batches_only = False
 
     def __init__(
         self,
@@ -161,17 +163,25 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)  # type: ignore[assignment]
-        observation, _ = self.policy.obs_to_tensor(self.observation_space.sample())
-        self.action_distribution = ActionDistribution(self.policy, observation)
-        self.actor_optimizer = self._make_actor_optimizer()
-        critic = self.action_distribution.named(self.action_distribution.critic_names)
-        self.critic_optimizer = torch.optim.Adam(list(critic.values()), lr=self.critic_learning_rate)
         self.recursion = self.make_recursion()
+        self._look_up_parameters()
+        check_parts(self.policy, self.action_distribution.actor, self.action_distribution.critic)
 
-    def _make_actor_optimizer(self) -> torch.optim.Optimizer:
-        actor = self.action_distribution.named(self.action_distribution.actor_names).values()
-        rate = self.lr_schedule(1)
-        return self.policy.optimizer_class(list(actor), lr=rate, **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
+    def _look_up_parameters(self) -> None:
+        self.action_distribution = ActionDistribution(self.policy)
+        self.actor_optimizer = self._actor_optimizer()
+        self.critic_optimizer = torch.optim.Adam(self.action_distribution.critic, lr=self.critic_learning_rate)
+
+    def _follow_parameters(self) -> None:
+        """Begin anew where others are trained than before: pruned, frozen, of a new layer, or not as in the file."""
+        memory, distribution = self.recursion.memory or {}, self.action_distribution
+        if not distribution.is_current() or (memory and [*memory] != distribution.actor_names):
+            self._look_up_parameters()
+            self.recursion.restart()
+
+    def _actor_optimizer(self) -> torch.optim.Optimizer:
+        actor, kwargs = self.action_distribution.actor, self.policy.optimizer_kwargs
+        return self.policy.optimizer_class(actor, lr=self.lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "action_distribution", "batch"]
@@ -275,6 +285,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
+            self._follow_parameters()
             n_episodes = self.batch_size if self.recursion.large_batch else self.mini_batch_size
             if not self.collect_trajectories(callback, n_episodes):
                 break
@@ -290,8 +301,17 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     @all_or_nothing
     def train(self) -> None:
         """One step along the recursion's direction, from the batch collected last."""
-        batch, recursion = self.batch, self.recursion
-        point = self.action_distribution.point()
+        self._follow_parameters()
+        batch, large = self.batch, self.recursion.large_batch
+        self._n_updates += 1
+        if self.action_distribution.actor_names:
+            self._update_actor(batch)
+        if self.baseline == "state_value" and (large or not self.fits_critic_to_large_batches_only):
+            self._fit_critic(batch)
+        self._update_statistics(batch)
+
+    def _update_actor(self, batch: TrajectoryBatch) -> None:
+        recursion, point = self.recursion, self.action_distribution.point()
         anchored = not recursion.large_batch
         points = [point, recursion.anchor] if anchored and recursion.anchor is not None else [point]
         at_points = LogProbAtPoints(self.action_distribution, points, batch.observations, batch.actions)
@@ -301,11 +321,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         direction = recursion.direction(point, *gradients)
         step_size = self._ascend(direction, large=not anchored)
         recursion.schedule(step_size)
-        self._n_updates += 1
         self._log_update(gradients[0], direction, step_size, weights[-1], anchored)
-        if self.baseline == "state_value" and self._fits_critic(large=not anchored):
-            self._fit_critic(batch)
-        self._update_statistics(batch)
 
     def _importance_weights(self, log_prob: Tensor) -> list[Tensor | None]:
         """Weights of the estimate at each point: the current parameters and, for a small batch, the anchor.
@@ -345,9 +361,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         optimizer.step()
         optimizer.zero_grad()
         step = {name: values.detach() - before[name] for name, values in parameters.items()}
-        length = vector_norm(
-            {name: optimizer.state[p].get("exp_avg", direction[name]) for name, p in parameters.items()}
-        )
+        moments = {name: optimizer.state[p].get("exp_avg", direction[name]) for name, p in parameters.items()}
+        length = vector_norm(moments)
         return vector_norm(step) / length if length > 0 else 0.0
 
     def _update_statistics(self, batch: TrajectoryBatch) -> None:
@@ -355,15 +370,11 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
         The statistics are part of every point, so that an anchor stays the policy that it was.
         """
-        if not isinstance(self.policy, StandardisedActorCriticPolicy) or not self.policy.normalize_observations:
-            return
-        self.policy.update_observation_statistics(batch.observations)
-        if self._n_updates == 1:
-            # From no statistics to the first ones is a leap, and an anchor on its other side is of no use.
-            self.recursion.restart()
-
-    def _fits_critic(self, large: bool) -> bool:
-        return True
+        if isinstance(self.policy, StandardisedActorCriticPolicy):
+            self.policy.update_observation_statistics(batch.observations)
+            if self._n_updates == 1 and self.policy.normalize_observations:
+                # From no statistics to the first ones is a leap, and an anchor on its other side is of no use.
+                self.recursion.restart()
 
     def _fit_critic(self, batch: TrajectoryBatch) -> None:
         """Regress values on Monte-Carlo returns, after the actor: the baseline stays independent of its batch."""
@@ -377,8 +388,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                 values = self.policy.predict_values(select(batch.observations, rows)).flatten()
                 loss = nn.functional.mse_loss(values / scale, targets[rows] / scale)
                 self.critic_optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                self.critic_optimizer.step()
+                if loss.requires_grad:  # Not where all are frozen.
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    self.critic_optimizer.step()
         self.actor_optimizer.zero_grad()
         with torch.no_grad():
             fitted = self.policy.predict_values(batch.observations).flatten()

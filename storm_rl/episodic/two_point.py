@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from storm_rl.common.parameters import parameters_behind
 from storm_rl.episodic.recursions import Vector
 
 
@@ -24,25 +25,30 @@ class ActionDistribution(nn.Module):
 
     Args:
         policy: The policy; its parameters are shared, not copied.
-        observation: One batch of observations, as ``policy.obs_to_tensor`` gives; only its shape matters.
 
     Attributes:
-        actor_names: Names of the parameters that the distribution depends on.
-        critic_names: Names of those that only the values depend on. Layers that both share belong to the actor: the
-            distribution at an anchor must not change unnoticed.
+        actor: The parameters that the distribution depends on, frozen ones included.
+        critic: Those that only the values depend on. Layers that both share belong to the actor: the distribution at
+            an anchor must not change unnoticed.
+        actor_names: Names of the actor's trainable ones.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, observation: Any) -> None:
+    def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()
         self.policy = policy
-        # As when acting; a batch normalisation would also refuse a single observation otherwise.
-        policy.set_training_mode(False)
-        distribution = policy.get_distribution(observation)
-        # The mode, so that no random number is drawn.
-        log_prob = distribution.log_prob(distribution.get_actions(deterministic=True))
-        self.actor_names = self._names_behind(log_prob)
-        behind_values = self._names_behind(policy.predict_values(observation))
-        self.critic_names = [name for name in behind_values if name not in self.actor_names]
+        self.described = self._described()
+        actor, critic = parameters_behind(policy, "actor"), parameters_behind(policy, "critic")
+        ids = {id(parameter) for parameter in actor}
+        self.actor, self.critic = actor, [parameter for parameter in critic if id(parameter) not in ids]
+        trainable = [(name, values) for name, values in self.named_parameters() if values.requires_grad]
+        self.actor_names = [name for name, values in trainable if id(values) in ids]
+
+    def is_current(self) -> bool:
+        """Whether the policy's parameters are still the same, by name, and the same of them frozen."""
+        return self.described == self._described()
+
+    def _described(self) -> list[tuple[str, int, bool]]:
+        return [(name, id(values), values.requires_grad) for name, values in self.policy.named_parameters()]
 
     def forward(self, observations: Any, actions: Tensor | None = None) -> Tensor:
         """Log-probabilities of ``actions``, shape ``(n,)``, or sampled actions if there are none."""
@@ -62,15 +68,9 @@ class ActionDistribution(nn.Module):
         return {name: parameters[name] for name in names}
 
     def point(self) -> dict[str, Tensor]:
-        """All that the distribution depends on, detached: the actor's parameters and the policy's statistics."""
+        """What moves the distribution, detached: the actor's trainable parameters and the policy's statistics."""
         statistics = {name: values for name, values in self.named_buffers() if values.is_floating_point()}
         return {name: values.detach() for name, values in self.named(self.actor_names).items()} | statistics
-
-    def _names_behind(self, output: Tensor) -> list[str]:
-        """Names of the parameters that ``output`` depends on, found by its graph and not by their names."""
-        named = [(name, values) for name, values in self.named_parameters() if values.requires_grad]
-        found = torch.autograd.grad(output.sum(), [values for _, values in named], allow_unused=True)
-        return [name for (name, _), gradient in zip(named, found, strict=True) if gradient is not None]
 
 
 class LogProbAtPoints:

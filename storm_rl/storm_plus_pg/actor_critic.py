@@ -59,8 +59,9 @@ class ActorCritic:
             seen = policy.critic_features(select(observations, index)) if features is None else features[index]
             loss = functional.mse_loss(policy.scaled_values(seen), targets[index])
             policy.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            policy.optimizer.step()
+            if loss.requires_grad:  # Not where all of the critic is frozen.
+                loss.backward()  # type: ignore[no-untyped-call]
+                policy.optimizer.step()
             losses.append(loss.detach())
         return float(torch.stack(losses).mean())
 

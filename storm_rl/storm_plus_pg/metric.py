@@ -7,7 +7,7 @@ import torch
 from stable_baselines3.common.distributions import Distribution, kl_divergence
 from torch import Tensor
 
-from storm_rl.common.policies import ObservationBatch, concatenate, subsample
+from storm_rl.common.policies import ObservationBatch, batch_size, concatenate, select
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix as its product with a flat vector."""
@@ -58,6 +58,12 @@ class FisherMetric:
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore the remembered states."""
         self.rollouts = list(state["rollouts"])
+
+
+def subsample(observations: ObservationBatch, size: int) -> ObservationBatch:
+    """At most ``size`` observations, drawn without replacement."""
+    available = batch_size(observations)
+    return observations if available <= size else select(observations, torch.randperm(available)[:size])
 
 
 def mean_kl(old: Distribution, new: Distribution) -> Tensor:

@@ -34,11 +34,15 @@ from storm_rl.storm_plus_pg.numpy_mlp import Array, Jacobian, NumpyMLP
 _OWN_METHODS = (
     "forward",
     "extract_features",
+    "critic_features",
+    "distribution_of",
     "get_distribution",
     "_get_action_dist_from_latent",
     "predict_values",
     "scaled_values",
 )
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # Units of a layer from which two BLAS threads were measured to be faster than one (1.2 times, and 0.8 times at 64).
 WIDE_LAYER = 128
@@ -69,9 +73,10 @@ class NumpyActorCritic:
         own, base = type(policy), StandardisedActorCriticPolicy
         if any(getattr(own, name) is not getattr(base, name) for name in _OWN_METHODS):
             return None
-        if _has_hooks(policy) or type(policy.mlp_extractor) is not MlpExtractor:
+        if type(policy.mlp_extractor) is not MlpExtractor or getattr(policy.action_dist, "learn_features", False):
             return None
-        if getattr(policy.action_dist, "learn_features", False):
+        hooked = any(part._backward_hooks or part._post_accumulate_grad_hooks for part in policy.parameters())
+        if hooked or any(map(_is_changed, (*policy.modules(), policy.action_dist))):
             return None
         actor = mlp_from_modules(policy.mlp_extractor.policy_net, policy.action_net)
         critic = mlp_from_modules(policy.mlp_extractor.value_net, policy.value_head.linear)
@@ -79,10 +84,10 @@ class NumpyActorCritic:
             return None
         log_std = getattr(policy, "log_std", None)
         n_noise = log_std.numel() if isinstance(log_std, nn.Parameter) else 0
-        # More parameters than these are a features extractor's.
-        if actor.n_parameters + n_noise != _size(policy.actor_parameters()):
-            return None
-        return cls(policy, actor, critic) if critic.n_parameters == _size(policy.critic_parameters()) else None
+        # More parameters than these are a features extractor's, and fewer are trained where some are frozen.
+        parts = (policy.actor_parameters(), policy.critic_parameters())
+        sizes = [sum(parameter.numel() for parameter in part) for part in parts]
+        return cls(policy, actor, critic) if sizes == [actor.n_parameters + n_noise, critic.n_parameters] else None
 
     def threads(self) -> AbstractContextManager[None]:
         """Limits the threads while these networks are trained; BLAS's only where layers are too small to gain."""
@@ -276,7 +281,7 @@ def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
     arrays: list[Array] = []
     activations: list[type[nn.Module]] = []
     for module in _leaves(modules):
-        if _has_hooks(module):
+        if _is_changed(module):
             return None
         # Exact types: a subclass may compute anything.
         if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
@@ -294,7 +299,7 @@ def has_plain_adam(policy: StandardisedActorCriticPolicy) -> bool:
     optimizer = policy.optimizer
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
-    # As in `_has_hooks`. A scheduler's wrapper of `step` is an attribute of the instance.
+    # As in `_is_changed`. A scheduler's wrapper of `step` is an attribute of the instance.
     hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
     group = optimizer.param_groups[0]
     same = [id(parameter) for parameter in group["params"]] == [id(part) for part in policy.critic_parameters()]
@@ -341,9 +346,12 @@ def _flattened(observations: ObservationBatch) -> Array:
     return array.reshape(len(array), -1)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    # Torch has no public way to ask.
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_changed(part: object) -> bool:
+    """Whether a module or distribution has hooks, or a method of its own in the place of its class's."""
+    # Torch has no public way to ask for hooks.
+    hooked = any(map(vars(part).get, _HOOKS))
+    functions = [name for name, value in vars(part).items() if callable(value)]
+    return hooked or any(hasattr(type(part), name) for name in functions)
 
 
 def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -362,7 +370,3 @@ def _joined(states: list[dict[str, Tensor]], name: str, like: Array) -> Array:
     if not states[0]:
         return np.zeros_like(like)
     return np.concatenate([state[name].numpy().reshape(-1) for state in states])
-
-
-def _size(parameters: list[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)

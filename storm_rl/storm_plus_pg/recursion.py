@@ -71,11 +71,16 @@ def move_observation_statistics(
     """Add ``observations`` to the policy's statistics, and let its first layers make up for it.
 
     Actor and critic stay the functions that they are, but where observations are clipped. Gives the change of the
-    actor's parameters; None if there is none, or the policy has no linear layer right behind the statistics.
+    actor's parameters; None if there is none, or the policy has no linear layer right behind the statistics. While
+    what reads the observations is frozen, in part or all, the statistics stay as well.
     """
-    before = _input_scaling(policy)
+    before, layers = _input_scaling(policy), _input_layers(policy)
+    unknown = (policy.pi_features_extractor, policy.vf_features_extractor, policy.mlp_extractor)
+    readers = nn.ModuleList(unknown if before is None or layers is None else layers)
+    if not all(parameter.requires_grad for parameter in readers.parameters()):
+        return None
     policy.update_observation_statistics(observations)
-    after, layers = _input_scaling(policy), _input_layers(policy)
+    after = _input_scaling(policy)
     if before is None or after is None or layers is None:
         return None
     scale, shift = after[1] / before[1], (after[0] - before[0]) / before[1]
@@ -103,12 +108,20 @@ def _input_scaling(policy: StandardisedActorCriticPolicy) -> tuple[Tensor, Tenso
 
 def _input_layers(policy: StandardisedActorCriticPolicy) -> tuple[nn.Linear, nn.Linear] | None:
     """The linear layers right behind the features, of actor and critic; None if there are others."""
+    if type(policy.mlp_extractor) is not MlpExtractor:
+        return None
     actor = next(policy.mlp_extractor.policy_net.children(), policy.action_net)
     critic = next(policy.mlp_extractor.value_net.children(), policy.value_head.linear)
-    if not isinstance(actor, nn.Linear) or not isinstance(critic, nn.Linear):
-        return None
-    known = type(policy.mlp_extractor) is MlpExtractor and actor.bias is not None and critic.bias is not None
-    return (actor, critic) if known else None
+    linear = [layer for layer in (actor, critic) if type(layer) is nn.Linear]
+    # Pruning leaves something else in the place of a parameter.
+    plain = len(linear) == 2 and all("weight" in layer._parameters and layer.bias is not None for layer in linear)
+    return (linear[0], linear[1]) if plain else None
+
+
+def _has_statistics(policy: StandardisedActorCriticPolicy) -> bool:
+    """Whether all statistics have seen an observation."""
+    running = policy.observation_statistics.running.values() if policy.normalize_observations else ()
+    return all(float(statistics.get_buffer("count")) > 0.0 for statistics in running)
 
 
 class PolicyRecursion:
@@ -145,6 +158,7 @@ class PolicyRecursion:
         if not known:
             raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {momentum!r}')
         self.rule = momentum
+        self._parameters: list[nn.Parameter] = []
         self.direction: Tensor | None = None
         self.previous_parameters: Tensor | None = None
         self.momentum = 1.0
@@ -153,6 +167,18 @@ class PolicyRecursion:
         self.error_weight = 0.0
         self.sum_squared_gradients = 0.0
         self.sum_weighted_directions = 0.0
+
+    def restart(self) -> None:
+        """Forget the direction, and keep what sets the step size."""
+        self.direction, self.previous_parameters, self.rollout_weights = None, None, []
+
+    def follow_parameters(self, parameters: list[nn.Parameter]) -> None:
+        """Begin again where the actor's trainable parameters are others than at the last update."""
+        known, former = self._parameters or parameters, self.previous_parameters
+        size = sum(parameter.numel() for parameter in parameters)  # All that is known of those of a file.
+        if [*map(id, known)] != [*map(id, parameters)] or (former is not None and len(former) != size):
+            self.restart()
+        self._parameters = parameters
 
     @property
     def needs_previous(self) -> bool:
@@ -255,10 +281,11 @@ class PolicyRecursion:
         But for the first statistics: new networks are made for standardised observations, and become another policy by
         them. The recursion begins again there.
         """
-        if not policy.has_observation_statistics:
+        if not _has_statistics(policy):
             policy.update_observation_statistics(observations)
-            self.direction, self.previous_parameters, self.rollout_weights = None, None, []
+            self.restart()
             return
+        # A batch normalisation's statistics have nothing to make up for them: d is then of a slightly other function.
         change = move_observation_statistics(policy, observations)
         if change is not None and self.direction is not None and self.previous_parameters is not None:
             self.direction = change.gradient(self.direction)

@@ -239,9 +239,11 @@ class STORMPlusPG(RolloutAlgorithm):
     def _update_actor(
         self, networks: ActorCritic | NumpyActorCritic, actor: Actor | NumpyActor, batch: Transitions
     ) -> None:
-        parameters = self.policy.actor_parameters()
-        theta = parameters_to_vector(parameters).detach()
-        recursion, previous = self.recursion, self.recursion.previous_parameters
+        recursion, parameters = self.recursion, self.policy.actor_parameters()
+        recursion.follow_parameters(parameters)
+        if not parameters:
+            return  # All are frozen.
+        theta, previous = parameters_to_vector(parameters).detach(), recursion.previous_parameters
         batch = batch._replace(advantages=self._standardised(batch.advantages))
 
         gradients, _ = self._part_gradients(actor, batch)
@@ -333,11 +335,8 @@ class STORMPlusPG(RolloutAlgorithm):
 
     def _minibatches(self, size: int) -> Iterator[Tensor]:
         """``critic_steps`` minibatches of passes over ``size`` transitions, each pass in an order of its own."""
-        left = self.critic_steps
-        while left > 0:
-            minibatches = torch.split(torch.randperm(size, device=self.device), self.batch_size)[:left]
-            left -= len(minibatches)
-            yield from minibatches
+        passes = (torch.split(torch.randperm(size, device=self.device), self.batch_size) for _ in itertools.count())
+        return itertools.islice(itertools.chain.from_iterable(passes), self.critic_steps)
 
     # Log ----------------------------------------------------------------------------------------------------------
 
@@ -353,8 +352,7 @@ class STORMPlusPG(RolloutAlgorithm):
     ) -> None:
         assert self.recursion.direction is not None
         self.logger.record("train/kl", float(mean_kl(before, after)))
-        entropy = after.entropy()
-        if entropy is not None:
+        if (entropy := after.entropy()) is not None:
             self.logger.record("train/entropy", float(entropy.mean()))
         self.logger.record("train/momentum", self.recursion.momentum)
         self.logger.record("train/step_size", step_size)
