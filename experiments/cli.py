@@ -1,6 +1,8 @@
 """The command line: ``python -m experiments --help``."""
 
 import difflib
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +14,7 @@ from typer.core import TyperGroup
 from agents import CONTESTANTS
 from envs import TASKS
 from experiments.engines import Engine, dask_workers
+from experiments.files import locked
 from experiments.report.command import report
 from experiments.storage import load_runs, pack
 from experiments.studies.ablations import ablations
@@ -119,19 +122,23 @@ def pack_runs(
     typer.echo(f"{path}: {len(load_runs(path.parent))} runs, {path.stat().st_size / 1e6:.2f} MB")
 
 
-for command in (report, export_agents, watch):
+for command in (report, export_agents, watch, agent_check, ablations):
     app.command()(command)
 
-for study in (
-    agent_check,
-    ablations,
-    optimisers,
-    gradient_error,
-    throughput,
-    tune_family,
-    confirm_family,
-):
-    app.command()(study)
+
+def _alone(study: Callable[..., None]) -> Callable[..., None]:
+    """The study, in a folder that no other process works in. Studies of runs leave that to `run_all`."""
+
+    @functools.wraps(study)
+    def alone(**arguments: Any) -> None:
+        with locked(arguments["output"]):
+            study(**arguments)
+
+    return alone
+
+
+for study in (optimisers, gradient_error, throughput, tune_family, confirm_family):
+    app.command()(_alone(study))
 
 
 def _exit(succeeded: bool) -> None:

@@ -8,6 +8,7 @@ import errno
 import multiprocessing
 import os
 import queue
+import signal
 import tempfile
 import threading
 import uuid
@@ -61,8 +62,18 @@ def local_processes(workers: int) -> Iterator[Engine]:
     context = multiprocessing.get_context("spawn")
     progress: Queue[tuple[int, int]] = context.Queue()
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(progress,))
+
+    def submit(*run: Any) -> Future[Outcome]:
+        # It may start a process, which inherits this: Ctrl-C in a terminal reaches the workers too, and this process
+        # ends them. Here it comes through afterwards.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return executor.submit(_run_here, *run)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     try:
-        yield Engine(lambda *run: executor.submit(_run_here, *run), progress)
+        yield Engine(submit, progress)
     except BaseException:
         for process in (executor._processes or {}).values():
             process.terminate()

@@ -13,8 +13,8 @@ from rich.table import Column
 
 from envs import get_task
 from experiments.engines import Engine, Outcome, is_full_disk, local_processes
-from experiments.files import write_atomically
-from experiments.runs import RunSpec, record_failure
+from experiments.files import locked, write_atomically
+from experiments.runs import RunSpec, clear_log, record_failure
 from experiments.storage import finished
 
 
@@ -44,24 +44,21 @@ def run_all(
         The runs that failed; each has left a file with its traceback.
 
     Raises:
-        ValueError: A stored file that is not a whole run of this protocol and budget; an engine that is out of reach
-            or was lost on the way.
+        ValueError: Another process at work in the folder; a stored file that is not a whole run of this protocol and
+            budget; an engine that is out of reach or was lost on the way.
         OSError: No space left.
     """
-    done = finished(folder, list(specs), budget, rerun_broken)
-    todo = [spec for spec in specs if spec not in done]
-    if done:
-        console.print(f"{len(done)} of {len(specs)} runs are already in {folder}.")
-    if not todo:
-        return []
-    try:
+    with locked(folder):
+        done = finished(folder, list(specs), budget, rerun_broken)
+        todo = [spec for spec in specs if spec not in done]
+        if done:
+            console.print(f"{len(done)} of {len(specs)} runs are already in {folder}.")
+        if not todo:
+            return []
         with engine or local_processes(min(workers, len(todo))) as running, _progress(console) as progress:
             if running.note:
                 progress.console.print(running.note)
             return _Follower(running, todo, folder, budget, progress).follow()
-    except KeyboardInterrupt:
-        console.print("Interrupted; the same command continues with the runs that are missing.")
-        raise
 
 
 class _Follower:
@@ -116,6 +113,8 @@ class _Follower:
             reason = f"{type(error).__name__}: {error}"
             record_failure(self.folder, spec, reason)
             return reason
+        if outcome.files:
+            clear_log(self.folder, spec)
         for name, content in outcome.files.items():
             write_atomically(self.folder / name, content)
         return outcome.error

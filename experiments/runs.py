@@ -5,6 +5,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import shutil
 import subprocess
 import time
 import traceback
@@ -88,6 +89,20 @@ def failed_path(folder: Path, spec: RunSpec) -> Path:
 def model_path(folder: Path, spec: RunSpec) -> Path:
     """Where it keeps the trained model."""
     return folder / "models" / f"{spec.stem}.zip"
+
+
+def log_name(spec: RunSpec) -> str:
+    """TensorBoard's name of the run; SB3 adds ``_1``, or the number after that of the last folder of the name."""
+    return f"{spec.agent}_seed{spec.seed}" + "_batched" * spec.batched
+
+
+def clear_log(folder: Path, spec: RunSpec) -> None:
+    """Delete the TensorBoard folders that attempts at the run have left."""
+    parent = folder / "tensorboard" / spec.task
+    for path in parent.iterdir() if parent.is_dir() else ():
+        name, _, number = path.name.rpartition("_")
+        if name == log_name(spec) and number.isdigit():
+            shutil.rmtree(path)
 
 
 class ProtocolCallback(BaseCallback):
@@ -198,8 +213,9 @@ def _train(
     )
     settings = resolved_settings(model)
     callback = ProtocolCallback(task, on_progress, make_env)
+    clear_log(folder, spec)
     begin = time.perf_counter()
-    model.learn(total, callback=callback, tb_log_name=f"{spec.agent}_seed{spec.seed}" + "_batched" * spec.batched)
+    model.learn(total, callback=callback, tb_log_name=log_name(spec))
     learn_seconds = time.perf_counter() - begin - callback.seconds_evaluating
     env = evaluation_env(task, EVALUATION_EPISODES, model, make_env)
     env.seed(FINAL_SEED)

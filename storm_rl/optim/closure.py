@@ -59,8 +59,7 @@ class Buffers:
         """The present values of the same modules' buffers."""
         present = Buffers()
         for child in {child for child, _ in self._saved}:
-            for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False):
-                present._saved[child, name] = (buffer, buffer.detach().clone())
+            present.save(child)
         return present
 
     def restore(self) -> None:
@@ -78,14 +77,15 @@ def watch_buffers() -> Iterator[Buffers]:
     module calls sees what the closure uses without being told. Calls of ``module.forward`` go unseen.
     """
     buffers = Buffers()
-    seen: set[nn.Module] = set()
+    # By number: torch.compile traces the hook inside a compiled module, and cannot if a set holds that module.
+    seen: dict[int, nn.Module] = {}
     thread = threading.get_ident()
 
     def hook(module: nn.Module, args: object) -> None:
-        if module not in seen and threading.get_ident() == thread:
+        if id(module) not in seen and threading.get_ident() == thread:
             with torch.no_grad():
                 buffers.save(module)
-            seen.update(module.modules())
+            seen.update((id(child), child) for child in module.modules())
 
     handle = register_module_forward_pre_hook(hook)
     try:

@@ -91,17 +91,12 @@ def update_direction(
         gradients: ``g_t``, the gradients at the current parameters, one tensor a parameter.
         gradients_at_previous: ``g'_t``, the gradients at the *previous* parameters on the sample of ``g_t``.
         momentum: ``a_t`` for all, or one tensor a parameter with one ``a_t`` a coordinate.
-        foreach: Use torch's kernels over lists; the plain loop defines the result.
+        foreach: Use torch's kernels over lists where ``a_t`` is one; the plain loop defines the result.
     """
-    if not direction:
-        return
-    if foreach:
+    if foreach and direction and isinstance(momentum, float):
         tensors = list(direction)
         torch._foreach_sub_(tensors, list(gradients_at_previous))
-        if isinstance(momentum, float):
-            torch._foreach_mul_(tensors, 1.0 - momentum)
-        else:
-            torch._foreach_mul_(tensors, [1.0 - a for a in momentum])
+        torch._foreach_mul_(tensors, 1.0 - momentum)
         torch._foreach_add_(tensors, list(gradients))
         return
     momenta: Sequence[float | Tensor] = [momentum] * len(direction) if isinstance(momentum, float) else momentum

@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class RecursiveOptimizer(Optimizer, ABC):
     algorithm: ClassVar[str]
     # Those of one algorithm only; set before this class's constructor.
     _own_options: Mapping[str, Any] = {}
+    _only_set_up = False  # No step may take `_set_up`'s state for a point before.
 
     def __init__(
         self,
@@ -58,7 +59,8 @@ class RecursiveOptimizer(Optimizer, ABC):
         foreach: bool | None = None,
         replay: bool = True,
     ) -> None:
-        if not 0.0 <= momentum_floor <= 1.0:
+        nonnegative("momentum_floor", momentum_floor)
+        if momentum_floor > 1.0:
             raise ValueError(f"momentum_floor must be from 0 to 1, got {momentum_floor!r}")
         defaults = {
             "lr": lr,
@@ -114,12 +116,17 @@ class RecursiveOptimizer(Optimizer, ABC):
                 gradient: parameters and state are as before. Also if a sum of squares overflows: parameters and sums
                 are as before, and the direction starts anew.
         """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if closure is None and not self.state and self._set_up(parameters):
+            return 0.0
         if not callable(closure):
             raise TypeError(
                 f"{self.algorithm}: step needs a closure that computes the loss, calls backward() and "
                 f"returns the loss, since it takes gradients at two points on one sample; got {closure!r}"
             )
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        if self._only_set_up:
+            self.state.clear()
+            self._only_set_up = False
         before = RandomState({p.device for p in parameters}) if self.param_groups[0]["replay"] else None
         with watch_buffers() as buffers:
             loss, squared_gradient = self._evaluate(closure, parameters)
@@ -128,16 +135,25 @@ class RecursiveOptimizer(Optimizer, ABC):
         if any("previous" in self.state.get(p, ()) for p in parameters):
             at_previous = self._evaluate_at_previous(closure, parameters, buffers, before)
 
-        for p in parameters:
-            # Without a gradient there is no direction at x_t, so the recursion starts anew with the next one.
-            if p not in gradients and p in self.state:
-                for key in POINT:
-                    self.state[p].pop(key, None)
+        # Without a gradient there is no direction at x_t, so the recursion starts anew with the next one.
+        self._forget(p for p in parameters if p not in gradients)
         if self.param_groups[0]["per_coordinate"]:
             self._step_per_coordinate(gradients, at_previous)
         else:
             self._step_global(gradients, at_previous, squared_gradient)
         return loss
+
+    def _set_up(self, parameters: Sequence[Tensor]) -> bool:
+        """Make room for a state to load: torch.distributed.checkpoint asks so, by a step on gradients of zero."""
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        if not gradients or squared_norm(list(gradients.values())) != 0.0:
+            return False
+        self._remember(gradients)
+        for p in gradients if self.param_groups[0]["per_coordinate"] else ():
+            zeros = torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+            self.state[p].update({name: zeros.clone() for name in SUMS})
+        self._only_set_up = True
+        return True
 
     def _evaluate(self, closure: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor | float, float]:
         """Checked loss and squared norm of the gradients, which are checked too and left in ``p.grad``."""
@@ -180,10 +196,7 @@ class RecursiveOptimizer(Optimizer, ABC):
             self._evaluate(closure, parameters)
             for p, current in zip(parameters, current_gradients, strict=True):
                 if current is not None and p.grad is not None and p.numel() and p.grad.data_ptr() == current.data_ptr():
-                    raise ValueError(
-                        f"{self.algorithm}: the closure wrote both gradients of a step to the same memory; "
-                        "let backward() allocate p.grad"
-                    )
+                    raise ValueError(f"{self.algorithm}: both gradients in the same memory; let backward() allocate")
             # Without a gradient there the loss does not depend on the parameter at x_{t-1}: its gradient is zero.
             at_previous = {p: torch.zeros_like(p) if p.grad is None else p.grad for p in remembered}
         except BaseException:
@@ -226,6 +239,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         direction_sum += self._direction_weight(squared_direction, momentum)
         self._check_sum("direction_sum", math.isfinite(direction_sum))
         step_size = self._step_size(noise_sum, direction_sum, momentum)
+        self._check_step_size(step_size != 0.0, gradients)
 
         for group in self.param_groups:
             group["noise_sum"], group["direction_sum"] = noise_sum, direction_sum
@@ -246,7 +260,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         for p, gradient in gradients.items():
             state = self.state[p]
             # Sums of many small squares stand still in half precision.
-            dtype = torch.float32 if p.dtype.itemsize < 4 else p.dtype
+            dtype = torch.promote_types(p.dtype, torch.float32)
             noise_sum = state["noise_sum"] if "noise_sum" in state else torch.zeros_like(p, dtype=dtype)
             if "direction" in state:
                 shift = at_previous[p]
@@ -264,6 +278,7 @@ class RecursiveOptimizer(Optimizer, ABC):
             self._check_sum("direction_sum", bool(direction_sum.isfinite().all()))
             sums[p] = noise_sum, direction_sum
             step_sizes[p] = self._step_size(noise_sum, direction_sum, momentum).to(p.dtype)
+        self._check_step_size(any(bool(size.any()) for size in step_sizes.values()), gradients)
         # Only now that no sum of any parameter has overflowed.
         for p, (noise_sum, direction_sum) in sums.items():
             self.state[p]["noise_sum"], self.state[p]["direction_sum"] = noise_sum, direction_sum
@@ -285,20 +300,28 @@ class RecursiveOptimizer(Optimizer, ABC):
                 state["gradient"] = gradient.clone(memory_format=torch.preserve_format)
 
     def _check_sum(self, name: str, finite: bool) -> None:
-        """Refuse a sum that has overflowed: stored, it would make every later step 0.
+        """Refuse a sum that has overflowed: stored, it would make every later step 0."""
+        if not finite:
+            self._start_anew(f"{name} overflows, the sum of squares of {SUMS[name]}", "down or skip the sample")
 
-        The one failure that shows only after ``d`` has been written: forget the point and start anew.
-        """
-        if finite:
-            return
-        for state in self.state.values():
-            for key in POINT:
-                state.pop(key, None)
+    def _check_step_size(self, moves: bool, parameters: Iterable[Tensor]) -> None:
+        """Refuse to stand still with directions that are not 0."""
+        if not moves and any(bool(self.state[p]["direction"].any()) for p in parameters):
+            self._start_anew("the step size is 0, by an underflow of squares or an extreme constant", "up")
+
+    def _start_anew(self, cause: str, remedy: str) -> NoReturn:
+        """Raise what shows only after ``d`` has been written: without the point, the recursion starts anew."""
+        self._forget(self.state)
         raise ValueError(
-            f"{self.algorithm}: {name} overflows, the sum of squares of {SUMS[name]}; parameters and sums were left as "
-            "they were and the recursion starts anew from the next gradient. Scale the loss down or skip the sample; "
-            "if every step fails, make a new optimizer for the scaled loss, since its sums start from 0"
+            f"{self.algorithm}: {cause}; parameters and sums were left as they were and the recursion starts anew "
+            f"from the next gradient. Scale the loss {remedy}; if every step fails, make a new optimizer for the "
+            "scaled loss, since its sums start from 0"
         )
+
+    def _forget(self, parameters: Iterable[Tensor]) -> None:
+        for p in parameters:
+            for key in POINT if p in self.state else ():
+                self.state[p].pop(key, None)
 
     @staticmethod
     def _decay(group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
@@ -352,9 +375,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         for p in group["params"]:
             tensor = p[1] if isinstance(p, tuple) else p
             if isinstance(tensor, Tensor) and tensor.is_complex():
-                raise TypeError(
-                    f"a parameter of dtype {tensor.dtype} is not supported; optimise torch.view_as_real of it"
-                )
+                raise TypeError(f"a {tensor.dtype} parameter is not supported; optimise torch.view_as_real of it")
         super().add_param_group(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -382,6 +403,7 @@ class RecursiveOptimizer(Optimizer, ABC):
                         f"{tuple(p.shape)}; it was saved for another model or order of parameters"
                     )
         super().load_state_dict(state_dict)
+        self._only_set_up = False
         for p, state in saved.items():
             for key in state:
                 # torch shares the tensors with `state_dict`, and casts sums to the parameter's dtype.

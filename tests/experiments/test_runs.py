@@ -47,6 +47,18 @@ def test_run_is_stored_whole_with_what_the_protocol_asks_for(tmp_path: Path) -> 
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
 
+def test_a_run_that_is_tried_again_has_one_tensorboard_folder(tmp_path: Path) -> None:
+    spec, logs = RunSpec(SMALL, "CartPole-v1", 0), tmp_path / "tensorboard" / "CartPole-v1"
+    others = {f"{SMALL}_seed00_1", f"{SMALL}_seed1_1", f"{SMALL}_seed0_batched_1"}
+    for name in {f"{SMALL}_seed0_1", f"{SMALL}_seed0_3", *others}:
+        (logs / name).mkdir(parents=True)
+        (logs / name / "events.of.an.attempt").touch()
+    execute(spec, tmp_path, budget=64)
+    assert {path.name for path in logs.iterdir()} == {f"{SMALL}_seed0_1", *others}
+    (events,) = (logs / f"{SMALL}_seed0_1").iterdir()
+    assert events.name != "events.of.an.attempt"
+
+
 def test_evaluation_is_the_first_vector_step_at_or_past_each_multiple(tmp_path: Path) -> None:
     run = load_run(
         execute(RunSpec("storm_plus_pg[n_envs=3,n_steps=50,critic_steps=2]", "CartPole-v1", 0), tmp_path, None, 2_100)

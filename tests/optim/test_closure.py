@@ -2,6 +2,8 @@
 
 import copy
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +103,45 @@ def test_batch_norm_statistics_are_updated_once_and_from_the_current_point() -> 
         for (name, buffer), (_, wanted) in zip(model.named_buffers(), expected.named_buffers(), strict=True):
             assert torch.equal(buffer, wanted), name
     assert int(model[1][0].num_batches_tracked) == 4
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning", "ignore:Dynamo does not know:UserWarning")
+@pytest.mark.parametrize("which", ["model", "submodule", "in place", "function"])
+def test_a_compiled_model_takes_the_steps_of_the_plain_one(which: str) -> None:
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(inputs)
+        return graph.forward
+
+    torch.compiler.reset()
+    plain, model = batch_norm(), batch_norm()
+    calls: dict[nn.Module, Callable[[Tensor], Tensor]] = {plain: plain, model: model}
+    if which == "model":
+        calls[model] = torch.compile(model, backend=backend)
+    elif which == "submodule":
+        model[1] = torch.compile(model[1], backend=backend)
+    elif which == "in place":
+        model.compile(backend=backend)
+    else:
+        calls[model] = torch.compile(lambda inputs: model(inputs), backend=backend)
+    optimizers = {each: STORMPlus(each.parameters()) for each in calls}
+    compiled = []
+    for _ in range(5):
+        inputs = torch.randn(16, 3)
+        for each, optimizer in optimizers.items():
+
+            def closure(call: Callable[[Tensor], Tensor] = calls[each], inputs: Tensor = inputs) -> Tensor:
+                loss = call(inputs).square().mean()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        compiled.append(len(graphs))
+    assert compiled[0] > 0
+    assert compiled[1] == compiled[-1], "compiled anew at every step"
+    for tensor, wanted in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, wanted)
 
 
 def test_batch_norm_statistics_survive_a_failure_at_the_previous_point() -> None:

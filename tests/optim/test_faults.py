@@ -188,6 +188,35 @@ def test_a_first_gradient_whose_weighted_square_overflows_is_reported() -> None:
     assert torch.equal(x, torch.ones(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("cls", "options", "slope"),
+    [
+        (STORMPlus, {}, 1e-170),
+        (STORMPlus, {"per_coordinate": True}, 1e-170),
+        (MetaSTORM, {"variant": "gradient", "a_0": 1e-300}, 1e10),
+        (MetaSTORM, {"variant": "gradient", "a_0": 1e-300, "per_coordinate": True}, 1e10),
+    ],
+)
+def test_a_step_size_that_underflows_is_reported(
+    cls: type[RecursiveOptimizer], options: dict[str, Any], slope: float
+) -> None:
+    x = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = cls([x], **options)
+
+    def closure(slope: float = slope) -> Tensor:
+        loss = slope * x.sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="step size is 0"):
+            optimizer.step(closure)
+    assert torch.equal(x, torch.ones(2, dtype=torch.float64))
+    assert sums(optimizer) == [0.0, 0.0]
+    optimizer.step(lambda: closure(0.0))
+    assert torch.equal(x, torch.ones(2, dtype=torch.float64)), "gradients of exactly 0 are no failure"
+
+
 @pytest.mark.parametrize("cls", [STORMPlus, STORM, MetaSTORM])
 def test_a_coordinate_that_overflows_float32_leaves_all_sums_as_they_were(cls: type[RecursiveOptimizer]) -> None:
     first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
@@ -225,6 +254,8 @@ def test_complex_parameters_are_refused(make: Make) -> None:
         ("weight_decay", float("inf"), ValueError),
         ("momentum_floor", 1.5, ValueError),
         ("momentum_floor", -0.5, ValueError),
+        ("momentum_floor", float("nan"), ValueError),
+        ("momentum_floor", "low", TypeError),
     ],
 )
 def test_options_out_of_range_are_refused(make: Make, option: str, value: Any, error: type[Exception]) -> None:
