@@ -178,7 +178,7 @@ def test_own_networks_learn_whatever_their_parts_are_called(algorithm: type[Any]
     before = values_of(model.policy)
     model.learn(128)
     untrained = set(before) - moved(model.policy, before)
-    assert not {name for name in untrained if algorithm is not SVRPG or "vf" not in name and "critic" not in name} - (
+    assert not {name for name in untrained if algorithm is not SVRPG or ("vf" not in name and "critic" not in name)} - (
         {"value_net.linear.weight", "value_net.linear.bias"} if algorithm is SVRPG else set()
     )
 
