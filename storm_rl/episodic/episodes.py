@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from storm_rl.common.policies import ObservationBatch
+from storm_rl.common.resumable_algorithm import own_copy
 
 
 class TrajectoryBatch(NamedTuple):
@@ -99,11 +100,7 @@ class EpisodeRecorder:
         self, observations: Any, actions: npt.NDArray[Any], rewards: npt.NDArray[Any], dones: npt.NDArray[np.bool_]
     ) -> None:
         """Keep one vector step: arrays ``(n_envs, *shape)``, observations also as a dict of such."""
-        # Copies, because a VecEnv may reuse its arrays.
-        if isinstance(observations, dict):
-            self._observations.append({key: np.array(values) for key, values in observations.items()})
-        else:
-            self._observations.append(np.array(observations))
+        self._observations.append(own_copy(observations))
         self._actions.append(np.array(actions))
         self._rewards.append(np.array(rewards, dtype=np.float64))
         self.quota.record(dones)

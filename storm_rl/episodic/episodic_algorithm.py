@@ -50,7 +50,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
       bootstrapped there, because the estimators are unbiased for this objective only. An environment without an end
       needs a time limit.
     - *Baseline*: by default the mean over the batch's other episodes, unbiased; the papers have none or a constant.
-    - *Discount*: the estimates keep the factor ``gamma^h`` that the gradient of ``J`` has.
+      The estimates keep the factor ``gamma^h`` that the gradient of ``J`` has.
     - *Observations* are standardised by running statistics inside the policy (``policy_kwargs=
       dict(normalize_observations=False)`` turns that off). They move between batches only, and the second batch is
       a large one in any case, because the first statistics change the policy at a leap.
@@ -151,8 +151,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
         self.make_recursion()  # Refuses what is its own out of range.
 
-    # Set-up, saving ---------------------------------------------------------------------------------------------
-
     def make_recursion(self) -> AnchoredRecursion:
         """A fresh recursion; what makes one algorithm of the family another."""
         raise NotImplementedError
@@ -194,8 +192,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         super().set_env(env, force_reset)
         if hasattr(self, "recursion"):
             self.recursion.restart()
-
-    # Collection -------------------------------------------------------------------------------------------------
 
     def collect_trajectories(self, callback: BaseCallback, n_episodes: int) -> bool:
         """Collect a batch of ``n_episodes`` complete episodes; False if a callback ended training, and it is lost.
@@ -263,8 +259,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             chosen = torch.as_tensor(sources == 1, device=actions.device)
             actions = torch.where(chosen.reshape(-1, *[1] * (actions.dim() - 1)), from_anchor, actions)
         return actions
-
-    # Learning ---------------------------------------------------------------------------------------------------
 
     def learn(
         self,
@@ -396,8 +390,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             fitted = self.policy.predict_values(batch.observations).flatten()
         self.logger.record("train/value_loss", float(loss.detach()))
         self.logger.record("train/explained_variance", explained_variance(fitted.cpu().numpy(), targets.cpu().numpy()))
-
-    # Logging ----------------------------------------------------------------------------------------------------
 
     def _log_update(
         self, gradient: Vector, direction: Vector, step_size: float, weights: Tensor | None, anchored: bool

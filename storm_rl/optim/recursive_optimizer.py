@@ -45,7 +45,6 @@ class RecursiveOptimizer(Optimizer, ABC):
     algorithm: ClassVar[str]
     # Those of one algorithm only; set before this class's constructor.
     _own_options: Mapping[str, Any] = {}
-    _only_set_up = False  # No step may take `_set_up`'s state for a point before.
 
     def __init__(
         self,
@@ -117,16 +116,11 @@ class RecursiveOptimizer(Optimizer, ABC):
                 are as before, and the direction starts anew.
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
-        if closure is None and not self.state and self._set_up(parameters):
-            return 0.0
         if not callable(closure):
             raise TypeError(
                 f"{self.algorithm}: step needs a closure that computes the loss, calls backward() and "
                 f"returns the loss, since it takes gradients at two points on one sample; got {closure!r}"
             )
-        if self._only_set_up:
-            self.state.clear()
-            self._only_set_up = False
         before = RandomState({p.device for p in parameters}) if self.param_groups[0]["replay"] else None
         with watch_buffers() as buffers:
             loss, squared_gradient = self._evaluate(closure, parameters)
@@ -142,18 +136,6 @@ class RecursiveOptimizer(Optimizer, ABC):
         else:
             self._step_global(gradients, at_previous, squared_gradient)
         return loss
-
-    def _set_up(self, parameters: Sequence[Tensor]) -> bool:
-        """Make room for a state to load: torch.distributed.checkpoint asks so, by a step on gradients of zero."""
-        gradients = {p: p.grad for p in parameters if p.grad is not None}
-        if not gradients or squared_norm(list(gradients.values())) != 0.0:
-            return False
-        self._remember(gradients)
-        for p in gradients if self.param_groups[0]["per_coordinate"] else ():
-            zeros = torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-            self.state[p].update({name: zeros.clone() for name in SUMS})
-        self._only_set_up = True
-        return True
 
     def _evaluate(self, closure: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor | float, float]:
         """Checked loss and squared norm of the gradients, which are checked too and left in ``p.grad``."""
@@ -403,7 +385,6 @@ class RecursiveOptimizer(Optimizer, ABC):
                         f"{tuple(p.shape)}; it was saved for another model or order of parameters"
                     )
         super().load_state_dict(state_dict)
-        self._only_set_up = False
         for p, state in saved.items():
             for key in state:
                 # torch shares the tensors with `state_dict`, and casts sums to the parameter's dtype.

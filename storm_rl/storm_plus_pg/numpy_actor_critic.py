@@ -161,13 +161,7 @@ class NumpyActorCritic:
 
 
 class NumpyAdam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1) on one vector, from torch's settings and states on.
-
-    Attributes:
-        mean: First moment, of the parameters' shape.
-        square: Second moment.
-        n_steps: Steps taken so far.
-    """
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1) on one vector, from torch's settings and states on."""
 
     def __init__(self, group: dict[str, Any], states: list[dict[str, Tensor]], like: Array) -> None:
         self.lr, self.betas, self.eps = float(group["lr"]), group["betas"], group["eps"]

@@ -4,19 +4,11 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from storm_rl.optim import STORM, MetaSTORM, STORMPlus
 from tests.optim.cases import Closure, Make, batch, closure_of, frozen, network, same, same_state, train, values
@@ -77,37 +69,7 @@ def test_per_coordinate_sums_of_a_bfloat16_model_stay_float32_when_loaded() -> N
         assert state["direction"].dtype == torch.bfloat16
 
 
-def test_distributed_checkpoints_resume_bit_for_bit(make: Make, tmp_path: Path) -> None:
-    model = network()
-    optimizer = make(model.parameters())
-    train(model, optimizer, range(4))
-    # The folder is read into the tensors of a fresh optimiser, which torch sets up for it.
-    saved = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    checkpoint.save(saved, checkpoint_id=tmp_path, no_dist=True)
-    fresh = network(seed=9)
-    resumed = make(fresh.parameters())
-    loaded = {"model": get_model_state_dict(fresh), "optimizer": get_optimizer_state_dict(fresh, resumed)}
-    checkpoint.load(loaded, checkpoint_id=tmp_path, no_dist=True)
-    set_model_state_dict(fresh, loaded["model"])
-    set_optimizer_state_dict(fresh, resumed, loaded["optimizer"])
-    assert same_state(optimizer.state_dict(), resumed.state_dict())
-    train(model, optimizer, range(4, 8))
-    train(fresh, resumed, range(4, 8))
-    assert same(values(model), values(fresh))
-
-
-def test_reading_a_fresh_optimizers_state_for_a_distributed_checkpoint_changes_no_step(make: Make) -> None:
-    model, twin = network(), network()
-    optimizer, twin_optimizer = make(model.parameters()), make(twin.parameters())
-    get_optimizer_state_dict(model, optimizer)
-    assert same(values(model), values(twin))
-    train(model, optimizer, range(4))
-    train(twin, twin_optimizer, range(4))
-    assert same(values(model), values(twin))
-    assert same_state(optimizer.state_dict(), twin_optimizer.state_dict())
-
-
-def test_a_step_without_a_closure_is_refused_unless_it_only_sets_up(make: Make) -> None:
+def test_a_step_without_a_closure_is_refused(make: Make) -> None:
     model = network()
     optimizer = make(model.parameters())
     with pytest.raises(TypeError, match="closure"):
