@@ -366,7 +366,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         return vector_norm(step) / length if length > 0 else 0.0
 
     def _update_statistics(self, batch: TrajectoryBatch) -> None:
-        """Let the batch's observations into the statistics: part of every point, so that an anchor stays what it was."""
+        """Let the batch's observations into the statistics: part of every point, so an anchor stays what it was."""
         if isinstance(self.policy, StandardisedActorCriticPolicy):
             self.policy.update_observation_statistics(batch.observations)
             if self._n_updates == 1 and self.policy.normalize_observations:
