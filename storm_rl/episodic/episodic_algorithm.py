@@ -315,7 +315,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         direction = recursion.direction(point, *gradients)
         step_size = self._ascend(direction, large=not anchored)
         recursion.schedule(step_size)
-        self._log_update(gradients[0], direction, step_size, weights[-1], anchored)
+        self._log_update(gradients[0], direction, step_size, weights[-1])
 
     def _importance_weights(self, log_prob: Tensor) -> list[Tensor | None]:
         """Weights of the estimate at each point: the current parameters and, for a small batch, the anchor.
@@ -360,10 +360,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         return vector_norm(step) / length if length > 0 else 0.0
 
     def _update_statistics(self, batch: TrajectoryBatch) -> None:
-        """Let the batch's observations into the statistics of the policy that plays the next one.
-
-        The statistics are part of every point, so that an anchor stays the policy that it was.
-        """
+        """Let the batch's observations into the statistics: part of every point, so an anchor stays what it was."""
         if isinstance(self.policy, StandardisedActorCriticPolicy):
             self.policy.update_observation_statistics(batch.observations)
             if self._n_updates == 1 and self.policy.normalize_observations:
@@ -391,15 +388,13 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self.logger.record("train/value_loss", float(loss.detach()))
         self.logger.record("train/explained_variance", explained_variance(fitted.cpu().numpy(), targets.cpu().numpy()))
 
-    def _log_update(
-        self, gradient: Vector, direction: Vector, step_size: float, weights: Tensor | None, anchored: bool
-    ) -> None:
+    def _log_update(self, gradient: Vector, direction: Vector, step_size: float, weights: Tensor | None) -> None:
         record = self.logger.record
         record("train/gradient_norm", vector_norm(gradient))
         record("train/direction_norm", vector_norm(direction))
         record("train/step_size", step_size)
-        record("train/momentum", self.recursion.momentum if anchored else 1.0)
-        record("train/large_batch", int(not anchored))
+        record("train/momentum", 1.0 if weights is None else self.recursion.momentum)
+        record("train/large_batch", int(weights is None))
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         record("train/n_episodes", self.n_episodes)
         if weights is not None:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from storm_rl.common.checks import acting, check_finite, check_policy_outputs, check_transition
-from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import (
     ObservationBatch,
     RunningMeanStd,
@@ -53,10 +52,6 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
                 f"rollout_buffer_class {buffer.__name__} has its own compute_returns_and_advantage(), which is not "
                 "called: change rewards in its add(), or in a callback's on_rollout_end()."
             )
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        check_parts(self.policy, self.policy.actor_parameters(), self.policy.critic_parameters())
 
     def networks(self) -> ActorCritic | NumpyActorCritic:
         """The policy's networks in numpy where they have that form, otherwise by autograd."""

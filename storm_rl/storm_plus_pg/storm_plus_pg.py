@@ -17,6 +17,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from storm_rl.common.checks import all_or_nothing, check_finite, check_integer, check_learning_rate, check_range
 from storm_rl.common.importance_weights import effective_sample_size, per_step_weights
+from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
@@ -192,6 +193,7 @@ class STORMPlusPG(RolloutAlgorithm):
         self._check_arguments()
         self._resolve_rollout_size()
         super()._setup_model()
+        check_parts(self.policy, self.policy.actor_parameters(), self.policy.critic_parameters())
         assert self.reuse_rollouts is not None
         self.window, self._window_end, self._noise_age = RolloutWindow(self.reuse_rollouts), None, 0
         self.return_statistics = DiscountedReturnStatistics(self.gamma, self.n_envs)
