@@ -1,5 +1,6 @@
 """The base of the algorithms that learn from whole trajectories: collection, two-point gradients, steps, critic."""
 
+import copy
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -104,8 +105,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        policy_kwargs = dict(policy_kwargs or {})
-        if "optimizer_class" not in policy_kwargs:
+        policy_kwargs = {} if policy_kwargs is None else copy.copy(policy_kwargs)
+        if isinstance(policy_kwargs, dict) and "optimizer_class" not in policy_kwargs:
             # Adam with beta_2 = .99 is what SVRPG and GPOMDP were run with (Papini et al. 2018, table of appendix).
             policy_kwargs.setdefault("optimizer_kwargs", {"betas": (0.9, 0.99)})
         super().__init__(

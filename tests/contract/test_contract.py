@@ -92,6 +92,12 @@ BAD_INPUT = [
     "actions from 1",
     "matrix of bits",
     "gamma",
+    "number as log folder",
+    "number as policy_kwargs",
+    "text",
+    "sequence",
+    "no dimension",
+    "key of torch",
 ]
 
 
@@ -123,6 +129,20 @@ BAD_INPUT = [
         ({"env": RandomEnv(spaces.Discrete(3, start=1))}, ValueError, "must begin at 0"),
         ({"env": RandomEnv(spaces.MultiBinary((2, 2)))}, ValueError, "one dimension"),
         ({"gamma": 1.5}, ValueError, r"gamma must be .*1\.5"),
+        ({"tensorboard_log": 3}, TypeError, "tensorboard_log must be the path of a folder or None, got 3"),
+        ({"policy_kwargs": 3}, TypeError, "policy_kwargs must be a dict or None, got 3"),
+        (
+            {"env": RandomEnv(None, spaces.Dict({"a": spaces.Text(3)}))},
+            TypeError,
+            "unsupported observation 'a' space Te",
+        ),
+        ({"env": RandomEnv(None, spaces.Sequence(VECTOR))}, TypeError, "unsupported observation space Sequence"),
+        ({"env": RandomEnv(None, spaces.Box(-1, 1, (), np.float16))}, ValueError, "must have a dimension"),
+        (
+            {"env": RandomEnv(None, spaces.Dict({"keys": VECTOR, "b": VECTOR})), "policy": "MultiInputPolicy"},
+            ValueError,
+            r"attributes of torch's ModuleDict; rename \['keys'\] in a wrapper",
+        ),
     ],
     ids=BAD_INPUT,
 )
@@ -420,7 +440,7 @@ def test_every_log_format_and_the_last_update_is_among_them(
 
 @for_all
 def test_tensorboard_log_has_the_name_of_the_algorithm(algorithm: Any, tmp_path: Path) -> None:
-    small(algorithm, tensorboard_log=str(tmp_path)).learn(40).learn(40, tb_log_name="other")
+    small(algorithm, tensorboard_log=tmp_path).learn(40).learn(40, tb_log_name="other")
     assert {path.name for path in tmp_path.iterdir()} == {f"{algorithm.__name__}_1", "other_1"}
 
 

@@ -1,5 +1,6 @@
 """A saved run goes on as if nothing had happened, and files are whole and ours, or refused."""
 
+import copy
 import io
 import os
 import shutil
@@ -24,7 +25,16 @@ import storm_rl
 from envs.batched import make_vec
 from storm_rl import GPOMDP, SRVRPG, SVRPG, STORMPlusPG
 from storm_rl.common.environment_state import environment_state, restore_environment
-from tests.contract.cases import ALGORITHMS, RandomEnv, assert_equal_states, parameters, small
+from tests.contract.cases import (
+    ALGORITHMS,
+    OBSERVATION_SPACES,
+    VECTOR,
+    RandomEnv,
+    assert_equal_states,
+    learning_rate_argument,
+    parameters,
+    small,
+)
 
 ENVIRONMENTS: dict[str, Any] = {
     "cart_pole": lambda: make_vec_env("CartPole-v1", 2, seed=0),
@@ -145,6 +155,121 @@ def test_every_environment_of_ours_continues_where_it_stood(algorithm: Any, envi
     assert_equal_states(comparable(expected), comparable(continued(loaded, 200)))
 
 
+@pytest.mark.parametrize("n_envs", [1, 4])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_dict_observations_continue_where_they_stood(n_envs: int, normalized: bool, tmp_path: Path) -> None:
+    def environments() -> VecEnv:
+        space = OBSERVATION_SPACES["dict"]
+        env: VecEnv = DummyVecEnv([lambda: RandomEnv(None, copy.deepcopy(space)) for _ in range(n_envs)])
+        return VecNormalize(env, norm_obs_keys=["position"]) if normalized else env
+
+    kwargs = {"net_arch": [8], "features_extractor_kwargs": {"cnn_output_dim": 8}}
+    model = small(STORMPlusPG, environments(), "MultiInputPolicy", policy_kwargs=kwargs, n_steps=8).learn(8 * n_envs)
+    model.save(tmp_path / "model", include=["env_state"])
+    expected = continued(model, 8 * n_envs)
+    loaded = STORMPlusPG.load(tmp_path / "model", environments(), device="cpu", force_reset=False)
+    assert_equal_states(comparable(expected), comparable(continued(loaded, 8 * n_envs)))
+
+
+WRAPPERS: dict[str, Any] = {
+    "AddRenderObservation": lambda: gym.wrappers.AddRenderObservation(_pendulum()),
+    "AddWhiteNoise": lambda: gym.wrappers.AddWhiteNoise(_pendulum(), 0.1),
+    "Autoreset": lambda: gym.wrappers.Autoreset(_pendulum()),
+    "ClipAction": lambda: gym.wrappers.ClipAction(_pendulum()),
+    "ClipReward": lambda: gym.wrappers.ClipReward(_pendulum(), -1.0, 1.0),
+    "DelayObservation": lambda: gym.wrappers.DelayObservation(_pendulum(), 2),
+    "DiscretizeAction": lambda: gym.wrappers.DiscretizeAction(_pendulum(), 5),
+    "DiscretizeObservation": lambda: gym.wrappers.DiscretizeObservation(_pendulum(), 5),
+    "DtypeObservation": lambda: gym.wrappers.DtypeObservation(_pendulum(), np.float64),
+    "FlattenObservation": lambda: gym.wrappers.FlattenObservation(_pendulum()),
+    "FrameStackObservation": lambda: gym.wrappers.FrameStackObservation(_pendulum(), 3),
+    "MaxAndSkipObservation": lambda: gym.wrappers.MaxAndSkipObservation(_pendulum(), 2),
+    "NormalizeObservation": lambda: gym.wrappers.NormalizeObservation(_pendulum()),
+    "NormalizeReward": lambda: gym.wrappers.NormalizeReward(_pendulum()),
+    "OrderEnforcing": lambda: gym.wrappers.OrderEnforcing(_pendulum()),
+    "PassiveEnvChecker": lambda: gym.wrappers.PassiveEnvChecker(_pendulum()),
+    "RecordEpisodeStatistics": lambda: gym.wrappers.RecordEpisodeStatistics(_pendulum()),
+    "RenderCollection": lambda: gym.wrappers.RenderCollection(_pendulum()),
+    "RepeatAction": lambda: gym.wrappers.RepeatAction(_pendulum(), 2),
+    "RescaleAction": lambda: gym.wrappers.RescaleAction(_pendulum(), np.float32(-1.0), np.float32(1.0)),
+    "RescaleObservation": lambda: gym.wrappers.RescaleObservation(_pendulum(), np.float32(0.0), np.float32(1.0)),
+    "ReshapeObservation": lambda: gym.wrappers.ReshapeObservation(_pendulum(), (3, 1)),
+    "StickyAction": lambda: gym.wrappers.StickyAction(_pendulum(), 0.5),
+    "TimeAwareObservation": lambda: gym.wrappers.TimeAwareObservation(_pendulum()),
+    "TimeLimit": lambda: gym.wrappers.TimeLimit(_pendulum(), 9),
+    "TransformAction": lambda: gym.wrappers.TransformAction(_pendulum(), lambda action: action / 2, None),
+    "TransformObservation": lambda: gym.wrappers.TransformObservation(_pendulum(), lambda seen: seen / 2, None),
+    "TransformReward": lambda: gym.wrappers.TransformReward(_pendulum(), lambda reward: reward / 2),
+}
+
+
+def _pendulum() -> gym.Env[Any, Any]:
+    return gym.make("Pendulum-v1", render_mode="rgb_array", max_episode_steps=12)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_every_wrapper_of_gymnasium_continues_where_it_stood(name: str) -> None:
+    first, second = WRAPPERS[name](), WRAPPERS[name]()
+    first.reset(seed=3)
+    if name != "AddRenderObservation":  # One frame is enough.
+        actions = [first.action_space.sample() for _ in range(20)]
+    else:
+        actions = [first.action_space.sample() for _ in range(2)]
+    for action in actions[: len(actions) // 2]:
+        if any(first.step(action)[2:4]) and name != "Autoreset":
+            first.reset()
+    restore_environment(second, environment_state(first))
+    for action in actions[len(actions) // 2 :]:
+        ours, theirs = first.step(action), second.step(action)
+        for one, other in zip(ours[:4], theirs[:4], strict=True):
+            np.testing.assert_array_equal(one, other)
+        if any(ours[2:4]) and name != "Autoreset":
+            np.testing.assert_array_equal(first.reset()[0], second.reset()[0])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
+def test_a_seed_given_to_load_begins_another_run(algorithm: Any, tmp_path: Path) -> None:
+    small(algorithm, make_vec_env("CartPole-v1", 2)).learn(40).save(tmp_path / "model")
+
+    def run(**seed: Any) -> torch.Tensor:
+        model = algorithm.load(tmp_path / "model", make_vec_env("CartPole-v1", 2), device="cpu", **seed)
+        return parameters(model.learn(40, reset_num_timesteps=False))
+
+    assert torch.equal(run(seed=1), run(seed=np.int64(1)))
+    assert not torch.equal(run(seed=1), run(seed=2))
+    assert torch.equal(run(), run(seed=None))
+
+
+def test_a_seed_given_to_load_draws_the_noise_of_gsde_anew(tmp_path: Path) -> None:
+    small(STORMPlusPG, make_vec_env("Pendulum-v1", 2)).learn(64).save(tmp_path / "model")
+    noise = [
+        STORMPlusPG.load(
+            tmp_path / "model", make_vec_env("Pendulum-v1", 2), seed=seed, device="cpu"
+        ).policy.action_dist.exploration_matrices
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0], noise[2])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
+def test_arguments_of_load_are_checked_as_by_the_constructor(algorithm: Any, tmp_path: Path) -> None:
+    small(algorithm).save(tmp_path / "model")
+    for arguments, error in [
+        ({"gamma": 1.5}, ValueError),
+        ({"batch_size": 0}, ValueError),
+        ({"seed": -1}, ValueError),
+        ({"stats_window_size": 0}, ValueError),
+        ({learning_rate_argument(algorithm): "fast"}, TypeError),
+        ({"tensorboard_log": 3}, TypeError),
+        ({"gama": 0.9}, TypeError),
+    ]:
+        with pytest.raises(error, match=next(iter(arguments))):
+            algorithm.load(tmp_path / "model", device="cpu", **arguments)
+    loaded = algorithm.load(tmp_path / "model", gamma=np.float32(0.5), stats_window_size=7, device="cpu")
+    assert (loaded.gamma, loaded._stats_window_size) == (0.5, 7)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
 def test_without_the_environments_state_only_their_reset_differs(algorithm: Any, tmp_path: Path) -> None:
     critic = {} if algorithm is STORMPlusPG else {"baseline": "state_value"}
@@ -263,6 +388,35 @@ def test_an_environment_that_cannot_be_kept_is_named_and_its_own_methods_are_ask
     assert second.envs[0].engine.time == 7
 
 
+class Walk(RandomEnv):
+    """Its two methods mean the position, not all of its state."""
+
+    position = 0.0
+
+    def get_state(self) -> np.ndarray:
+        return np.array([self.position], dtype=np.float32)
+
+    def set_state(self, state: np.ndarray) -> None:
+        self.position = float(state[0])
+
+    def step(self, action: Any) -> Any:
+        self.position += self.np_random.normal()
+        return super().step(action)
+
+
+def test_attributes_are_kept_beside_methods_that_mean_something_else() -> None:
+    first, second = (DummyVecEnv([lambda: Walk(None, copy.deepcopy(VECTOR))]) for _ in range(2))
+    first.reset()
+    action = np.zeros(1, dtype=int)
+    first.step(action)
+    restore_environment(second, environment_state(first))
+    for _ in range(20):
+        for one, other in zip(first.step(action)[:3], second.step(action)[:3], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert first.envs[0].unwrapped.position == second.envs[0].unwrapped.position
+    assert first.envs[0].unwrapped.steps == second.envs[0].unwrapped.steps == 21
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [
@@ -337,6 +491,7 @@ def test_paths_are_as_in_stable_baselines(tmp_path: Path) -> None:
         model.save(path)
         assert torch.equal(parameters(GPOMDP.load(path)), parameters(model))
     assert (tmp_path / "a.zip").exists()
+    model.save(tmp_path / ("a" * 251 + ".zip"))
     buffer = io.BytesIO()
     model.save(buffer)
     assert torch.equal(parameters(GPOMDP.load(buffer)), parameters(model))
