@@ -182,8 +182,8 @@ def test_a_parameter_of_the_policys_own_learns_and_an_unused_one_is_named(algori
     with pytest.warns(UserWarning, match="nothing trains unused:"):
         model = make(algorithm, Temperature)
     model.learn(128)
-    assert float(model.policy.log_temperature) != 0.0
-    assert float(model.policy.unused) == 0.0
+    assert float(model.policy.log_temperature.detach()) != 0.0
+    assert float(model.policy.unused.detach()) == 0.0
 
 
 def test_shared_parameters_are_refused_by_name_and_standard_networks_pass_in_silence() -> None:
@@ -257,12 +257,13 @@ def pruned(policy: Any) -> None:
     prune.random_unstructured(policy.mlp_extractor.policy_net[0], "weight", 0.5)
 
 
-def compiled(policy: Any) -> None:
-    policy.mlp_extractor.policy_net = torch.compile(policy.mlp_extractor.policy_net, backend="eager")
+def renamed(policy: Any) -> None:
+    """The parameters stay and have other names, as with ``torch.compile``, which takes seconds."""
+    policy.mlp_extractor.policy_net = nn.Sequential(policy.mlp_extractor.policy_net)
 
 
 @ALGORITHMS
-@pytest.mark.parametrize("surgery", [new_head, pruned, compiled])
+@pytest.mark.parametrize("surgery", [new_head, pruned, renamed])
 def test_a_run_goes_on_after_surgery(algorithm: type[Any], surgery: Any) -> None:
     model = make(algorithm)
     model.learn(64)
