@@ -97,9 +97,12 @@ class ResumableAlgorithm(BaseAlgorithm):
             right = "MultiInputPolicy" if is_dict else "MlpPolicy, or CnnPolicy for images"
             raise ValueError(f"{kind.__name__} does not read the observation space {space}; use {right}.")
         parts: dict[str, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"image": space}
-        if unusable := [key for key in parts if key == "" or "." in key or hasattr(torch.nn.ModuleDict, key)]:
-            right = "neither be empty, nor hold a dot, nor be attributes of torch's ModuleDict"
-            raise ValueError(f"observation space {space}: keys may {right}; rename {unusable} in a wrapper.")
+        names = torch.nn.ModuleDict()
+        if unusable := [
+            key for key in parts if not isinstance(key, str) or key == "" or "." in key or hasattr(names, key)
+        ]:
+            right = "be strings that are neither empty, nor hold a dot, nor are attributes of torch's ModuleDict"
+            raise ValueError(f"observation space {space}: keys must {right}; rename {unusable} in a wrapper.")
         # Unscaled images are the user's own affair, as in SB3.
         floats = "normalize_images" in self.policy_kwargs
         is_cnn = issubclass(kind, StandardisedActorCriticCnnPolicy)

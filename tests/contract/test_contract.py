@@ -139,9 +139,12 @@ BAD_INPUT = [
         ({"env": RandomEnv(None, spaces.Sequence(VECTOR))}, TypeError, "unsupported observation space Sequence"),
         ({"env": RandomEnv(None, spaces.Box(-1, 1, (), np.float16))}, ValueError, "must have a dimension"),
         (
-            {"env": RandomEnv(None, spaces.Dict({"keys": VECTOR, "b": VECTOR})), "policy": "MultiInputPolicy"},
+            {
+                "env": RandomEnv(None, spaces.Dict({"keys": VECTOR, "training": VECTOR, "b": VECTOR})),
+                "policy": "MultiInputPolicy",
+            },
             ValueError,
-            r"attributes of torch's ModuleDict; rename \['keys'\] in a wrapper",
+            r"attributes of torch's ModuleDict; rename \['keys', 'training'\] in a wrapper",
         ),
     ],
     ids=BAD_INPUT,
