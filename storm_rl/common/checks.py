@@ -113,6 +113,13 @@ def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
     return None if finite.all() else np.asarray(finite)
 
 
+def own_copy(observations: Any) -> Any:
+    """A copy to keep, because a VecEnv may reuse its arrays; in C order as a loaded one, which sums depend on."""
+    if isinstance(observations, dict):
+        return {key: own_copy(part) for key, part in observations.items()}
+    return np.array(observations, order="C")
+
+
 def check_policy_outputs(step: int, **outputs: Tensor) -> None:
     """Refuse NaN or infinite outputs of the policy: named tensors, each ``(n_envs, ...)``.
 
@@ -144,8 +151,7 @@ def acting(policy: BasePolicy, step: int) -> Iterator[None]:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether all entries are finite."""
-    # A sum is finite only if all its terms are: one fast look every time, and a second where it is not.
+    """Whether all entries are finite; a sum is only if all its terms are."""
     return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 

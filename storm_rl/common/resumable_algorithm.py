@@ -304,13 +304,6 @@ def _check_space(name: str, space: spaces.Space[Any], supported: tuple[type[spac
         raise ValueError(f"{name} space {space} must have a dimension; reshape it in a wrapper.")
 
 
-def own_copy(observations: Any) -> Any:
-    """A copy to keep, because a VecEnv may reuse its arrays; in C order as a loaded one, which sums depend on."""
-    if isinstance(observations, dict):
-        return {key: own_copy(part) for key, part in observations.items()}
-    return np.array(observations, order="C")
-
-
 def _random_state(device: torch.device) -> dict[str, Any]:
     """States of the generators that training draws from; numpy's array is kept as a tensor."""
     _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  # SB3's wrappers draw from it.

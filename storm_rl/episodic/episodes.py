@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from storm_rl.common.checks import own_copy
 from storm_rl.common.policies import ObservationBatch
-from storm_rl.common.resumable_algorithm import own_copy
 
 
 class TrajectoryBatch(NamedTuple):

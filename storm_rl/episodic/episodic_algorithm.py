@@ -21,11 +21,12 @@ from storm_rl.common.checks import (
     check_policy_outputs,
     check_range,
     check_transition,
+    own_copy,
 )
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights, trajectory_weights
 from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy, environment_actions, select
-from storm_rl.common.resumable_algorithm import ResumableAlgorithm, own_copy
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm
 from storm_rl.episodic import returns
 from storm_rl.episodic.episodes import EpisodeRecorder, TrajectoryBatch, pad
 from storm_rl.episodic.recursions import AnchoredRecursion, Vector, vector_norm

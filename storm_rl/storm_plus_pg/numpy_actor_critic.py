@@ -131,6 +131,7 @@ class NumpyActorCritic:
         states = [optimizer.state[parameter] for parameter in parameters]
         theta = self.critic_network.flat()
         network, gradient = self.critic_network.with_parameters(theta), np.empty_like(theta)
+        gradients = network.split(gradient)
         adam = NumpyAdam(optimizer.param_groups[0], states, theta)
         workspaces: dict[int, list[list[Array]]] = {}
         losses = []
@@ -144,7 +145,7 @@ class NumpyActorCritic:
             losses.append(float(np.vdot(errors, errors)) / size)
             errors *= 2.0 / size
             arrived = network.backward(network.activation_derivatives(values, derivatives), errors, deltas)
-            network.gradient(values, arrived, network.split(gradient))
+            network.gradient(values, arrived, gradients)
             adam.step(theta, gradient)
         parts = zip(network.arrays, network.split(adam.mean), network.split(adam.square), strict=True)
         with torch.no_grad():

@@ -14,8 +14,8 @@ Array = npt.NDArray[Any]
 class NumpyMLP:
     r"""Linear layers with tanh, ReLU or nothing between them, at one parameter vector, on the CPU.
 
-    The same mathematics as autograd on the modules. On networks of a few thousand parameters autograd's bookkeeping,
-    the start of each of torch's operations, and its tanh on the CPU cost more than the arithmetic.
+    On networks of a few thousand parameters autograd's bookkeeping, the start of each of torch's operations, and its
+    tanh on the CPU cost more than the arithmetic.
 
     Methods with an argument ``out`` write there, into arrays of :meth:`empty_layers`; None makes new ones.
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.distributions import Normal
 
-from storm_rl.common.checks import acting, check_finite, check_policy_outputs, check_transition
+from storm_rl.common.checks import acting, check_finite, check_policy_outputs, check_transition, own_copy
 from storm_rl.common.policies import (
     ObservationBatch,
     RunningMeanStd,
@@ -25,7 +25,7 @@ from storm_rl.common.policies import (
     environment_actions,
     select,
 )
-from storm_rl.common.resumable_algorithm import ResumableAlgorithm, own_copy
+from storm_rl.common.resumable_algorithm import ResumableAlgorithm
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
 

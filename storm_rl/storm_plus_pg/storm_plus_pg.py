@@ -220,8 +220,6 @@ class STORMPlusPG(RolloutAlgorithm):
         if self.target_kl == "auto":
             self.target_kl = KL_OF_ROLLOUT * min(4.0, max(1.0, rollouts))
 
-    # Update -------------------------------------------------------------------------------------------------------
-
     @all_or_nothing
     def train(self) -> None:
         """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
@@ -340,8 +338,6 @@ class STORMPlusPG(RolloutAlgorithm):
         passes = (torch.split(torch.randperm(size, device=self.device), self.batch_size) for _ in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(passes), self.critic_steps)
 
-    # Log ----------------------------------------------------------------------------------------------------------
-
     def _record_memory(self, gradients: Tensor, weights: Tensor) -> None:
         assert self.recursion.direction is not None
         cosine = functional.cosine_similarity(self.recursion.direction, gradients.mean(dim=0), dim=0)
@@ -363,8 +359,6 @@ class STORMPlusPG(RolloutAlgorithm):
         self.logger.record("train/direction_metric_norm", max(direction_square, 0.0) ** 0.5)
         if isinstance(self.action_space, spaces.Box):
             self.logger.record("train/std", float(after.distribution.stddev.mean()))  # type: ignore[union-attr]
-
-    # Learn, save --------------------------------------------------------------------------------------------------
 
     def learn(
         self,
