@@ -174,8 +174,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
     def _follow_parameters(self) -> None:
         """Begin anew where others are trained than before: pruned, frozen, of a new layer, or not as in the file."""
-        memory, distribution = self.recursion.memory or {}, self.action_distribution
-        if not distribution.is_current() or (memory and [*memory] != distribution.actor_names):
+        if not self.action_distribution.is_current(self.recursion.memory or {}):
             self._look_up_parameters()
             self.recursion.restart()
 

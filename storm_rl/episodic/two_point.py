@@ -43,9 +43,14 @@ class ActionDistribution(nn.Module):
         trainable = [(name, values) for name, values in self.named_parameters() if values.requires_grad]
         self.actor_names = [name for name, values in trainable if id(values) in ids]
 
-    def is_current(self) -> bool:
-        """Whether the policy's parameters are still the same, by name, and the same of them frozen."""
-        return self.described == self._described()
+    def is_current(self, gradient: Vector) -> bool:
+        """Whether parameters, their names and the frozen ones are as before; so they are not if ``gradient`` lacks any.
+
+        A gradient of another network says nothing of this.
+        """
+        parameters = dict(self.named_parameters())
+        own = all(name in parameters and parameters[name].shape == part.shape for name, part in gradient.items())
+        return self.described == self._described() and (not gradient or not own or [*gradient] == self.actor_names)
 
     def _described(self) -> list[tuple[str, int, bool]]:
         return [(name, id(values), values.requires_grad) for name, values in self.policy.named_parameters()]
