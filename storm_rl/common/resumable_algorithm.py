@@ -53,6 +53,8 @@ class ResumableAlgorithm(BaseAlgorithm):
         learning_rate = check_learning_rate("learning_rate", learning_rate)
         if "stats_window_size" in kwargs:
             kwargs["stats_window_size"] = check_integer("stats_window_size", kwargs["stats_window_size"], 1)
+        if not isinstance(verbose := kwargs.get("verbose", 0), bool):
+            check_integer("verbose", verbose, 0)
         if kwargs.get("seed") is not None:
             check_range("seed", kwargs["seed"], 0, 2**32 - 1)  # What numpy's global generator takes.
             kwargs["seed"] = check_integer("seed", kwargs["seed"], 0)
@@ -124,7 +126,8 @@ class ResumableAlgorithm(BaseAlgorithm):
             )
         super().set_env(wrapped, force_reset)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        check_range("total_timesteps", total_timesteps, 0)
         if self.env is None:
             raise ValueError(
                 f"{type(self).__name__} has no environment to learn in: pass env= to the constructor or to load(), or "
@@ -133,7 +136,7 @@ class ResumableAlgorithm(BaseAlgorithm):
         if self._in_rollout:
             # The last rollout failed and the environments are not where `_last_obs` says.
             self._last_obs, self._in_rollout = None, False
-        return super()._setup_learn(*args, **kwargs)
+        return super()._setup_learn(total_timesteps, *args, **kwargs)
 
     def save(self, path: ModelPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Save the model: all that the next update depends on, and on request where the environments stand.

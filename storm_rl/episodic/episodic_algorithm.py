@@ -102,8 +102,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        policy_kwargs = dict(policy_kwargs or {})
-        if "optimizer_class" not in policy_kwargs:
+        policy_kwargs = dict(policy_kwargs) if isinstance(policy_kwargs, dict) else policy_kwargs or {}
+        if isinstance(policy_kwargs, dict) and "optimizer_class" not in policy_kwargs:
             # Adam with beta_2 = .99 is what SVRPG and GPOMDP were run with (Papini et al. 2018, table of appendix).
             policy_kwargs.setdefault("optimizer_kwargs", {"betas": (0.9, 0.99)})
         super().__init__(
