@@ -21,6 +21,7 @@ from experiments.studies.ablations import ablations
 from experiments.studies.agent_check import agent_check
 from experiments.studies.benchmark import run_benchmark, run_specs
 from experiments.studies.confirm_family import confirm_family
+from experiments.studies.fuzz import fuzz
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
 from experiments.studies.throughput import throughput
@@ -137,7 +138,7 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
     return alone
 
 
-for study in (optimisers, gradient_error, throughput, tune_family, confirm_family):
+for study in (optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz):
     app.command()(_alone(study))
 
 

@@ -51,6 +51,8 @@ class ResumableAlgorithm(BaseAlgorithm):
                 f"policy must be one of {', '.join(self.policy_aliases)} or a subclass of ActorCriticPolicy, "
                 f"got {policy!r}."
             )
+        if not isinstance(verbose := kwargs.get("verbose", 0), bool):
+            check_integer("verbose", verbose, 0)
         super().__init__(policy, env, learning_rate, **kwargs)
 
     def _check_arguments(self) -> None:
@@ -133,7 +135,8 @@ class ResumableAlgorithm(BaseAlgorithm):
             )
         super().set_env(wrapped, force_reset)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        check_range("total_timesteps", total_timesteps, 0)
         if self.env is None:
             raise ValueError(
                 f"{type(self).__name__} has no environment to learn in: pass env= to the constructor or to load(), or "
@@ -142,7 +145,7 @@ class ResumableAlgorithm(BaseAlgorithm):
         if self._in_rollout:
             # The last rollout failed and the environments are not where `_last_obs` says.
             self._last_obs, self._in_rollout = None, False
-        return super()._setup_learn(*args, **kwargs)
+        return super()._setup_learn(total_timesteps, *args, **kwargs)
 
     def save(self, path: ModelPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Save the model: all that the next update depends on, and on request where the environments stand.

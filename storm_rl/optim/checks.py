@@ -10,12 +10,11 @@ from torch import Tensor
 def nonnegative(name: str, value: Any, *, positive: bool = False) -> None:
     """Raise unless ``value`` is a finite number of the wanted sign."""
     try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
+        number = float(value + 0)  # A text of digits is no number.
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     if not math.isfinite(number) or number < 0.0 or (positive and number == 0.0):
-        wanted = "positive" if positive else "0 or more"
-        raise ValueError(f"{name} must be finite and {wanted}, got {value!r}")
+        raise ValueError(f"{name} must be finite and {'positive' if positive else '0 or more'}, got {value!r}")
 
 
 def checked_loss(loss: object, optimizer: str) -> Tensor | float:

@@ -130,7 +130,9 @@ class RecursiveOptimizer(Optimizer, ABC):
             at_previous = self._evaluate_at_previous(closure, parameters, buffers, before)
 
         # Without a gradient there is no direction at x_t, so the recursion starts anew with the next one.
-        self._forget(p for p in parameters if p not in gradients)
+        for p in parameters:
+            for key in POINT if p not in gradients and p in self.state else ():
+                self.state[p].pop(key, None)
         if self.param_groups[0]["per_coordinate"]:
             self._step_per_coordinate(gradients, at_previous)
         else:
@@ -282,28 +284,23 @@ class RecursiveOptimizer(Optimizer, ABC):
                 state["gradient"] = gradient.clone(memory_format=torch.preserve_format)
 
     def _check_sum(self, name: str, finite: bool) -> None:
-        """Refuse a sum that has overflowed: stored, it would make every later step 0."""
         if not finite:
             self._start_anew(f"{name} overflows, the sum of squares of {SUMS[name]}", "down or skip the sample")
 
     def _check_step_size(self, moves: bool, parameters: Iterable[Tensor]) -> None:
-        """Refuse to stand still with directions that are not 0."""
         if not moves and any(bool(self.state[p]["direction"].any()) for p in parameters):
             self._start_anew("the step size is 0, by an underflow of squares or an extreme constant", "up")
 
     def _start_anew(self, cause: str, remedy: str) -> NoReturn:
         """Raise what shows only after ``d`` has been written: without the point, the recursion starts anew."""
-        self._forget(self.state)
+        for state in self.state.values():
+            for key in POINT:
+                state.pop(key, None)
         raise ValueError(
             f"{self.algorithm}: {cause}; parameters and sums were left as they were and the recursion starts anew "
             f"from the next gradient. Scale the loss {remedy}; if every step fails, make a new optimizer for the "
             "scaled loss, since its sums start from 0"
         )
-
-    def _forget(self, parameters: Iterable[Tensor]) -> None:
-        for p in parameters:
-            for key in POINT if p in self.state else ():
-                self.state[p].pop(key, None)
 
     @staticmethod
     def _decay(group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
@@ -351,9 +348,8 @@ class RecursiveOptimizer(Optimizer, ABC):
                 )
         nonnegative("lr", group["lr"])
         nonnegative("weight_decay", group["weight_decay"])
-        if isinstance(group.get("params"), Tensor):
-            group["params"] = [group["params"]]
-        group["params"] = list(group["params"])
+        params = group["params"]
+        group["params"] = [params] if isinstance(params, Tensor) else list(params)
         for p in group["params"]:
             tensor = p[1] if isinstance(p, tuple) else p
             if isinstance(tensor, Tensor) and tensor.is_complex():

@@ -182,7 +182,7 @@ class STORMPlusPG(RolloutAlgorithm):
             self.reuse_rollouts = check_integer("reuse_rollouts", self.reuse_rollouts, 1)
         if self.max_weight is not None:
             check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
-        if self.target_kl is not None and self.target_kl != "auto":
+        if self.target_kl is not None and (not isinstance(self.target_kl, str) or self.target_kl != "auto"):
             check_range('target_kl ("auto", or None for no bound)', self.target_kl, 0.0, low_included=False)
             self.target_kl = float(self.target_kl)
         check_range("ent_coef", self.ent_coef, -1e6, 1e6)

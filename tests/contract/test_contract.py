@@ -510,3 +510,22 @@ def test_every_algorithm_of_the_package_is_registered() -> None:
     exported = {name for name in storm_rl.__all__ if isinstance(getattr(storm_rl, name), type)}
     assert exported == {algorithm.__name__ for algorithm in ALGORITHMS}
     assert len(FAMILY) >= 6
+
+
+@for_all
+@pytest.mark.parametrize(
+    ("argument", "value"), [("verbose", None), ("verbose", "loud"), ("policy_kwargs", "wide"), ("policy_kwargs", 3)]
+)
+def test_arguments_of_sb3s_base_of_another_type_are_named(algorithm: Any, argument: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{argument} must be .*{value!r}"):
+        small(algorithm, **{argument: value})
+
+
+@for_all
+def test_a_number_of_env_steps_that_is_none_is_named_before_a_step(algorithm: Any) -> None:
+    model = small(algorithm)
+    for value, error in ((None, TypeError), ("2", TypeError), (float("nan"), ValueError), (-1, ValueError)):
+        with pytest.raises(error, match=f"total_timesteps must be .*{value!r}"):
+            model.learn(value)
+    assert model.num_timesteps == 0
+    assert model.learn(np.float64(1.0)).num_timesteps > 0

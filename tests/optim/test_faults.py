@@ -256,6 +256,8 @@ def test_complex_parameters_are_refused(make: Make) -> None:
         ("momentum_floor", -0.5, ValueError),
         ("momentum_floor", float("nan"), ValueError),
         ("momentum_floor", "low", TypeError),
+        ("momentum_floor", "0.5", TypeError),
+        ("lr", 10**400, TypeError),
     ],
 )
 def test_options_out_of_range_are_refused(make: Make, option: str, value: Any, error: type[Exception]) -> None:
