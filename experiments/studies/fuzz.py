@@ -8,7 +8,7 @@ two steps, predicts and at times saves and loads. Its outcome is one of
 - ``clear``: a ``ValueError`` or ``TypeError`` that this package raises itself, or one of SB3's own that names an
   argument;
 - ``deep``: any other exception, which says what went wrong inside torch, numpy or SB3 and not what would be right;
-- ``slow``: more than `SECONDS`.
+- ``slow``: more than `SECONDS` of processor time.
 
 A sample depends on the seed and its number only, so that any of them can be repeated. Rows are in ``samples.csv``,
 counts in ``counts.csv``, the deep ones in ``README.md``. ``python -m experiments fuzz --help``.
@@ -92,7 +92,7 @@ OWN_OPTIONS = {
 
 
 class TooSlowError(BaseException):
-    """A sample took longer than `SECONDS`. No ``Exception``, so that nothing on the way takes it for its own."""
+    """A sample took more than `SECONDS`. No ``Exception``, so that nothing on the way takes it for its own."""
 
 
 class Attempt(NamedTuple):
@@ -174,18 +174,18 @@ def is_clear(error: Exception, arguments: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def time_limit() -> Iterator[None]:
-    """Raise `TooSlowError` in the block after `SECONDS`."""
+    """Raise `TooSlowError` in the block after `SECONDS` of processor time."""
 
     def stop(signum: int, frame: object) -> None:
         raise TooSlowError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 # DRAWING
