@@ -19,17 +19,19 @@ def parameters_behind(policy: ActorCriticPolicy, part: Literal["actor", "critic"
     # As when acting; a batch normalisation would also refuse a single observation otherwise.
     policy.set_training_mode(False)
     frozen.requires_grad_(True)
-    with torch.enable_grad():
-        observation, _ = policy.obs_to_tensor(zeros)
-        if part == "critic":
-            output = policy.predict_values(observation)
-        else:
-            distribution = policy.get_distribution(observation)
-            # The mode, so that no random number is drawn.
-            output = distribution.log_prob(distribution.get_actions(deterministic=True))
-        found = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-    frozen.requires_grad_(False)
-    policy.set_training_mode(training)
+    try:
+        with torch.enable_grad():
+            observation, _ = policy.obs_to_tensor(zeros)
+            if part == "critic":
+                output = policy.predict_values(observation)
+            else:
+                distribution = policy.get_distribution(observation)
+                # The mode, so that no random number is drawn.
+                output = distribution.log_prob(distribution.get_actions(deterministic=True))
+            found = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+    finally:
+        frozen.requires_grad_(False)
+        policy.set_training_mode(training)
     return [parameter for parameter, gradient in zip(parameters, found, strict=True) if gradient is not None]
 
 
@@ -40,5 +42,4 @@ def check_parts(policy: ActorCriticPolicy, actor: list[nn.Parameter], critic: li
     if shared := [name for each, name in names.items() if each in parts[0] & parts[1]]:
         raise ValueError(f"actor and critic must not share parameters here, and both depend on {', '.join(shared)}.")
     if untrained := [name for each, name in names.items() if each not in parts[0] | parts[1]]:
-        text = f"nothing trains {', '.join(untrained)}: neither the actions nor the values depend on these parameters."
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warnings.warn(f"nothing trains {', '.join(untrained)}: no action and no value depends on them.", stacklevel=2)

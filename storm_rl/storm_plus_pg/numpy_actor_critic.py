@@ -345,8 +345,7 @@ def _is_changed(part: object) -> bool:
     """Whether a module or distribution has hooks, or a method of its own in the place of its class's."""
     # Torch has no public way to ask for hooks.
     hooked = any(map(vars(part).get, _HOOKS))
-    functions = [name for name, value in vars(part).items() if callable(value)]
-    return hooked or any(hasattr(type(part), name) for name in functions)
+    return hooked or any(callable(value) and hasattr(type(part), name) for name, value in vars(part).items())
 
 
 def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:

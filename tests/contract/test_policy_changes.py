@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, prune
 
 from storm_rl import GPOMDP, SVRPG, STORMPlusPG
+from storm_rl.common.parameters import parameters_behind
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion
@@ -271,3 +272,18 @@ def test_a_run_goes_on_after_surgery(algorithm: type[Any], surgery: Any) -> None
     before = parameters_to_vector(model.policy.action_net.parameters()).detach().clone()
     model.learn(64, reset_num_timesteps=False)
     assert not torch.equal(parameters_to_vector(model.policy.action_net.parameters()), before)
+
+
+def test_a_network_that_fails_when_asked_for_its_parameters_stays_as_it_is() -> None:
+    policy: Any = STORMPlusPG("MlpPolicy", "CartPole-v1", device="cpu").policy
+    frozen = policy.mlp_extractor.policy_net[0].weight.requires_grad_(False)
+    policy.set_training_mode(True)
+
+    def fail(observations: Any) -> Any:
+        raise RuntimeError("no forward pass")
+
+    policy.get_distribution = fail
+    with pytest.raises(RuntimeError, match="no forward pass"):
+        parameters_behind(policy, "actor")
+    assert not frozen.requires_grad
+    assert policy.training
