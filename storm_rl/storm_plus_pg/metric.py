@@ -47,9 +47,7 @@ class FisherMetric:
 
     def inverse_product(self, fisher_product: Product, direction: Tensor) -> Tensor:
         r""":math:`(F + \lambda I)^{-1} d` by conjugate gradients."""
-        return conjugate_gradient(
-            lambda vector: fisher_product(vector) + self.damping * vector, direction, self.max_steps
-        )
+        return conjugate_gradient(lambda v: fisher_product(v) + self.damping * v, direction, self.max_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The remembered states."""

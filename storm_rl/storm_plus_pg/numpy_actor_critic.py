@@ -54,7 +54,7 @@ Features = Callable[[ObservationBatch], Array]
 
 
 class NumpyActorCritic:
-    """The policy as it is now: its parameters are followed only while they stay in their place in memory.
+    """The policy as it is: its parameters while they stay in their place in memory, its statistics but for ``act``.
 
     ``actor`` is its network from features to logits or means, ``critic`` from features to scaled values.
     """
@@ -65,7 +65,7 @@ class NumpyActorCritic:
         self.critic_network = critic
         log_std = getattr(policy, "log_std", None)
         self.log_std: Tensor | None = None if log_std is None else log_std.detach()
-        self.actor_features = _features_of(policy, policy.pi_features_extractor)
+        self._acting_features = _features_of(policy, policy.pi_features_extractor)
 
     @classmethod
     def from_policy(cls, policy: StandardisedActorCriticPolicy) -> Self | None:
@@ -97,7 +97,7 @@ class NumpyActorCritic:
     @torch.no_grad()
     def act(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
         """Sampled actions ``(n, ...)`` and their log-probabilities ``(n,)``."""
-        layers = self.actor_network.forward(self.actor_features(observations))
+        layers = self.actor_network.forward(self._acting_features(observations))
         outputs = torch.from_numpy(layers[-1])
         if type(self.policy.action_dist) is CategoricalDistribution:
             # The same samples from the same random stream as by torch's Categorical, which takes several times as long.
@@ -110,7 +110,8 @@ class NumpyActorCritic:
 
     def values(self, observations: ObservationBatch) -> Tensor:
         """Values in units of return, ``(n,)``."""
-        values = self.critic_network.forward(self._critic_features(observations))[-1]
+        features = _features_of(self.policy, self.policy.vf_features_extractor)(observations)
+        values = self.critic_network.forward(features)[-1]
         values *= self.policy.value_scale
         return torch.from_numpy(values).flatten()
 
@@ -127,7 +128,8 @@ class NumpyActorCritic:
         if not has_plain_adam(self.policy):
             return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
         optimizer, parameters = self.policy.optimizer, self.policy.critic_parameters()
-        features, columns = self._critic_features(observations), targets.numpy().reshape(-1, 1)
+        features = _features_of(self.policy, self.policy.vf_features_extractor)(observations)
+        columns = targets.numpy().reshape(-1, 1)
         states = [optimizer.state[parameter] for parameter in parameters]
         theta = self.critic_network.flat()
         network, gradient = self.critic_network.with_parameters(theta), np.empty_like(theta)
@@ -136,29 +138,23 @@ class NumpyActorCritic:
         workspaces: dict[int, list[list[Array]]] = {}
         losses = []
         for index in minibatches:
-            rows, size = index.numpy(), len(index)
+            rows, size = index.numpy(), index.numel()
             if size not in workspaces:
                 workspaces[size] = [network.empty_layers(size) for _ in range(3)]
             layers, derivatives, deltas = workspaces[size]
-            values = network.forward(features[rows], layers)
-            errors = np.subtract(values[-1], columns[rows], out=deltas[-1])
+            values = network.forward(features.take(rows, axis=0), layers)
+            errors = np.subtract(values[-1], columns.take(rows, axis=0), out=deltas[-1])
             losses.append(float(np.vdot(errors, errors)) / size)
             errors *= 2.0 / size
             arrived = network.backward(network.activation_derivatives(values, derivatives), errors, deltas)
             network.gradient(values, arrived, gradients)
             adam.step(theta, gradient)
-        parts = zip(network.arrays, network.split(adam.mean), network.split(adam.square), strict=True)
-        with torch.no_grad():
-            for parameter, arrays in zip(parameters, parts, strict=True):
-                value, first, second = (torch.from_numpy(array) for array in arrays)
-                parameter.copy_(value)
-                moments = {"exp_avg": first.clone(), "exp_avg_sq": second.clone()}
-                optimizer.state[parameter] = {"step": torch.tensor(float(adam.n_steps)), **moments}
+        parts = zip(parameters, *map(network.split, (theta, adam.mean, adam.square)), strict=True)
+        for parameter, value, mean, square in parts:
+            parameter.data.copy_(torch.from_numpy(value))
+            moments = {"exp_avg": torch.tensor(mean), "exp_avg_sq": torch.tensor(square)}
+            optimizer.state[parameter] = {"step": torch.tensor(float(adam.n_steps)), **moments}
         return float(np.mean(losses))
-
-    def _critic_features(self, observations: ObservationBatch) -> Array:
-        # The statistics have moved since the actor was differentiated.
-        return _features_of(self.policy, self.policy.vf_features_extractor)(observations)
 
 
 class NumpyAdam:
@@ -198,9 +194,9 @@ class NumpyActor:
     def __init__(self, networks: NumpyActorCritic, observations: ObservationBatch) -> None:
         self.policy = networks.policy
         self.network = networks.actor_network
-        self.log_std = networks.log_std
+        self.log_std = None if networks.log_std is None else networks.log_std.clone()
         self.observations = observations
-        self.features = networks.actor_features(observations)
+        self.features = _features_of(self.policy, self.policy.pi_features_extractor)(observations)
         self.layers = self.network.forward(self.features)
 
     def distribution(self, parameters: Tensor | None = None) -> Distribution:
@@ -276,8 +272,6 @@ def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
     arrays: list[Array] = []
     activations: list[type[nn.Module]] = []
     for module in _leaves(modules):
-        if _is_changed(module):
-            return None
         # Exact types: a subclass may compute anything.
         if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
             arrays += [module.weight.detach().numpy(), module.bias.detach().numpy()]
@@ -344,8 +338,8 @@ def _flattened(observations: ObservationBatch) -> Array:
 def _is_changed(part: object) -> bool:
     """Whether a module or distribution has hooks, or a method of its own in the place of its class's."""
     # Torch has no public way to ask for hooks.
-    hooked = any(map(vars(part).get, _HOOKS))
-    return hooked or any(callable(value) and hasattr(type(part), name) for name, value in vars(part).items())
+    own, kind = vars(part), type(part)
+    return any(map(own.get, _HOOKS)) or any(callable(own[name]) and hasattr(kind, name) for name in own)
 
 
 def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """Fully connected networks differentiated in closed form, in numpy, without autograd's bookkeeping."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -9,6 +10,8 @@ from torch import nn
 
 Array = npt.NDArray[Any]
 """Floating-point, of the parameters' type."""
+
+_ones = functools.lru_cache(maxsize=16)(np.ones)
 
 
 class NumpyMLP:
@@ -89,7 +92,7 @@ class NumpyMLP:
         ``values`` are of :meth:`forward`, ``deltas`` of :meth:`backward`.
         """
         values, deltas = [layer[rows] for layer in values], [delta[rows] for delta in deltas]
-        ones = np.ones(len(values[0]), dtype=values[0].dtype)
+        ones = _ones(len(values[0]), values[0].dtype)
         for index, delta in enumerate(deltas):
             np.dot(delta.T, values[index], out=out[2 * index])
             # The sum over rows; as a product it is ten times faster.
@@ -156,5 +159,4 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Array], None], Callable[[Arr
     nn.ReLU: (_relu, _relu_derivative),
     nn.Identity: (lambda layer: None, lambda outputs, out: None),
 }
-"""Of each activation: what puts it in the place of its argument; the derivative, from the activation's output, in the
-second argument."""
+"""What puts each activation in its argument's place, and its derivative, from its output, in the second argument."""

@@ -8,7 +8,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from storm_rl.common.checks import check_finite
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy
@@ -87,8 +87,15 @@ def move_observation_statistics(
     changes = []
     for layer, parameters in zip(layers, (policy.actor_parameters(), policy.critic_parameters()), strict=True):
         changes.append(InputChange.of_layer(layer, parameters, scale, shift))
-        vector_to_parameters(changes[-1].parameters(parameters_to_vector(parameters).detach()), parameters)
+        copy_to_parameters(changes[-1].parameters(parameters_to_vector(parameters).detach()), parameters)
     return changes[0]
+
+
+@torch.no_grad()
+def copy_to_parameters(vector: Tensor, parameters: list[nn.Parameter]) -> None:
+    """As torch's ``vector_to_parameters``, but the parameters keep their place in memory: views of them follow."""
+    for parameter, part in zip(parameters, torch.split(vector, [each.numel() for each in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
 
 
 def _input_scaling(policy: StandardisedActorCriticPolicy) -> tuple[Tensor, Tensor] | None:

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from storm_rl.common.checks import all_or_nothing, check_finite, check_integer, check_learning_rate, check_range
 from storm_rl.common.importance_weights import effective_sample_size, per_step_weights
@@ -22,7 +22,7 @@ from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
-from storm_rl.storm_plus_pg.recursion import PolicyRecursion
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion, copy_to_parameters
 from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutAlgorithm, RolloutWindow, Transitions
 
 Weigh = Callable[[Tensor, slice], Tensor]
@@ -231,7 +231,7 @@ class STORMPlusPG(RolloutAlgorithm):
         self._update_actor(networks, actor, batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
-        networks = self._update_observation_statistics()
+        self._update_observation_statistics(networks)
         self._update_critic(networks, batch)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -259,7 +259,7 @@ class STORMPlusPG(RolloutAlgorithm):
 
         before = actor.distribution()
         moved = theta - step_size * natural_direction
-        vector_to_parameters(moved, parameters)
+        copy_to_parameters(moved, parameters)
         self._record_step(before, actor.distribution(moved), gradients, direction_square, step_size)
 
     def _standardised(self, advantages: Tensor) -> Tensor:
@@ -312,14 +312,12 @@ class STORMPlusPG(RolloutAlgorithm):
         self.logger.record("train/step_bound", int(step_size > bound))
         return min(step_size, bound)
 
-    def _update_observation_statistics(self) -> ActorCritic | NumpyActorCritic:
-        """Move the statistics and not the policy: only the KL bounds its steps. Gives the networks as they are then."""
+    def _update_observation_statistics(self, networks: ActorCritic | NumpyActorCritic) -> None:
+        """Move the statistics and not the policy: only the KL bounds its steps."""
         observations = self.window.newest.observations
-        before = self.networks().actor(observations).distribution()
+        before = networks.actor(observations).distribution()
         self.recursion.follow_statistics(self.policy, observations)
-        networks = self.networks()
         self.logger.record("train/statistics_kl", float(mean_kl(before, networks.actor(observations).distribution())))
-        return networks
 
     def _update_critic(self, networks: ActorCritic | NumpyActorCritic, batch: Transitions) -> None:
         self.policy.set_training_mode(True)

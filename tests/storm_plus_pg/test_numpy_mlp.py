@@ -107,12 +107,6 @@ class Doubled(nn.Linear):
         return 2.0 * super().forward(inputs)
 
 
-def hooked() -> nn.Module:
-    module = nn.Linear(3, 2)
-    module.register_forward_hook(lambda module, inputs, outputs: 2.0 * outputs)
-    return module
-
-
 @pytest.mark.parametrize(
     "module",
     [
@@ -125,7 +119,6 @@ def hooked() -> nn.Module:
         nn.Linear(3, 2).bfloat16(),
         nn.Linear(3, 2, device="meta"),
         Doubled(3, 2),
-        hooked(),
     ],
 )
 def test_says_so_where_a_network_is_of_another_kind(module: nn.Module) -> None:
