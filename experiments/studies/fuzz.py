@@ -5,8 +5,8 @@ its arguments by values that are valid, at an edge or wrong, draws spaces for th
 two steps, predicts and at times saves and loads. Its outcome is one of
 
 - ``worked``: no exception;
-- ``clear``: a ``ValueError`` or ``TypeError`` that this package raises itself, or one of SB3's own that names an
-  argument;
+- ``clear``: a ``ValueError`` or ``TypeError`` that this package or SB3 raises in so many words, an assertion of SB3's
+  that names an argument, or Python's own of an argument that does not exist;
 - ``deep``: any other exception, which says what went wrong inside torch, numpy or SB3 and not what would be right;
 - ``slow``: more than `SECONDS` of processor time.
 
@@ -160,16 +160,18 @@ def measure(seed: int, sample: int) -> Row:
 
 
 def is_clear(error: Exception, arguments: Sequence[str]) -> bool:
-    """Whether this package raised ``error`` itself, or SB3 did and names one of ``arguments``."""
+    """Whether ``error`` was written for the caller; an assertion has to name one of ``arguments``."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     source = Path(frame.filename)
-    if source.is_relative_to(Path(storm_rl.__file__).parent):
-        # Not what an operation of ours ran into.
-        raised = linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise ")
-        return raised and isinstance(error, (ValueError, TypeError))
     by_sb3 = source.is_relative_to(Path(stable_baselines3.__file__).parent)
-    own = isinstance(error, (ValueError, TypeError, AssertionError))
-    return by_sb3 and own and any(name in str(error) for name in arguments)
+    if isinstance(error, AssertionError):
+        return by_sb3 and any(name in str(error) for name in arguments)
+    if not isinstance(error, (ValueError, TypeError)):
+        return False
+    # Not what an operation ran into.
+    raised = linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise ")
+    by_us = source.is_relative_to(Path(storm_rl.__file__).parent)
+    return (raised and (by_us or by_sb3)) or "unexpected keyword argument 'nonsense'" in str(error)
 
 
 @contextlib.contextmanager

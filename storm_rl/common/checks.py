@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import numbers
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,24 +15,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
 Algorithm = TypeVar("Algorithm", bound=Any)
 
 _UNTOUCHED = "The policy and all statistics are as before this rollout."
 
-# Arguments --------------------------------------------------------------------------------------------------------
-
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
-    """``value`` as Python's int (numpy's is taken too), if it is an integer of at least ``minimum``.
+    """``value`` as Python's int (numpy's is taken too), if it is an integer from ``minimum`` to the largest size.
 
-    Otherwise ``TypeError`` if it is no number, and ``ValueError`` if it is a fraction or too small.
+    Otherwise ``TypeError`` if it is no number, and ``ValueError`` if it is a fraction or out of range.
     """
-    _check_number(name, value, f"an integer of at least {minimum}")
-    if not isinstance(value, numbers.Integral) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+    right = f"an integer of at least {minimum}"
+    _check_number(name, value, right)
+    if not isinstance(value, numbers.Integral) or not minimum <= int(value) <= sys.maxsize:
+        raise ValueError(f"{name} must be {right}{f', at most {sys.maxsize}' * (value > sys.maxsize)}, got {value!r}.")
     return int(value)
+
+
+def check_device(device: Any) -> None:
+    """``ValueError`` unless torch, or SB3's "auto", knows the device."""
+    try:
+        get_device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device must be "auto" or as torch names it ("cpu", "cuda:0"), got {device!r}.') from error
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf, low_included: bool = True) -> None:
@@ -49,9 +58,13 @@ def check_learning_rate(name: str, value: Any) -> Any:
 
     Otherwise ``TypeError``, or ``ValueError`` for a number out of range: a step of it may not fit in float32.
     """
-    if callable(value):
-        return value
     right = "a number in [0, 1e6] or a schedule"
+    if callable(value):
+        try:
+            float(value(1.0))
+        except Exception as error:
+            raise TypeError(f"{name} must be {right}; {value!r} gives no number for 1.0: {error}") from error
+        return value
     _check_number(name, value, right)
     if not 0.0 <= value <= 1e6:
         raise ValueError(f"{name} must be {right}, got {value!r}.")
@@ -62,9 +75,6 @@ def _check_number(name: str, value: Any, right: str) -> None:
     # A bool is an integer to Python, and never meant as one here.
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {right}, got {value!r}.")
-
-
-# Collected data ---------------------------------------------------------------------------------------------------
 
 
 def check_transition(

@@ -60,10 +60,9 @@ class RunningMeanStd(nn.Module):
     @torch.no_grad()
     def update(self, samples: Tensor) -> None:
         """Add ``samples`` of shape ``(n, *shape)``."""
-        if samples.shape[0] == 0:
+        samples, count = samples.to(self.mean), samples.shape[0]
+        if count == 0:
             return
-        samples = samples.to(self.mean)
-        count = samples.shape[0]
         mean = samples.mean(dim=0)
         var = samples.var(dim=0, unbiased=False)
         total = self.count + count
@@ -103,8 +102,7 @@ class ObservationStatistics(nn.Module):
 
     def update(self, observations: Tensor | dict[str, Tensor]) -> None:
         """Add a batch of raw observations, ``(n, *shape)``, or a dict of such batches."""
-        parts = observations if isinstance(observations, dict) else {"": observations}
-        for key, batch in parts.items():
+        for key, batch in (observations if isinstance(observations, dict) else {"": observations}).items():
             if (statistics := self._of(key)) is not None:
                 statistics.update(batch)
 
@@ -149,6 +147,11 @@ class StandardisedFeatures(BaseFeaturesExtractor):
         features: Tensor = self.extractor(self.statistics(observations))
         return features
 
+    def __getattr__(self, name: str) -> Any:
+        """Layers of the user's extractor by their own names."""
+        own = {"extractor": None, **vars(self).get("_modules", {})}
+        return super().__getattr__(name) if name in own else getattr(self.extractor, name)
+
 
 class ValueHead(nn.Module):
     """The last layer of the critic: a linear layer in units of ``scale``.
@@ -181,21 +184,19 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
       critic's steps would move them behind its back. A features extractor is shared only if it has none.
     - ``optimizer`` holds the critic's parameters only; the actor's step belongs to the algorithm.
     - Box actions with finite bounds: the network's means and noise are in units of half the range, around its middle.
-    - gSDE's noise has one more feature, which is always 1: it does not vanish where all others are 0.
+    - gSDE's features, with one more that is always 1, are scaled to length 1: the noise is as large everywhere.
 
     Args:
         observation_space: As in SB3, and so are the next and ``**kwargs``.
         action_space: See above.
         lr_schedule: Learning-rate schedule of the critic's optimizer.
         normalize_observations: Whether real-valued observations are standardised.
-        use_sde: Whether noise is a function of the state, for Box actions.
-        log_std_init: Logarithm of the initial noise; None: 0, and -0.5 with ``use_sde``.
         share_features_extractor: True only for extractors without parameters; None: as SB3's default extractor,
             which only flattens, allows, and never for another.
         features_extractor_class: Features extractor; None: SB3's for the kind of observations.
         optimizer_class: The critic's optimizer.
         optimizer_kwargs: Its arguments; None: SB3's for Adam, in the fused form.
-        **kwargs: Arguments of SB3's ``ActorCriticPolicy``.
+        **kwargs: Arguments of SB3's ``ActorCriticPolicy``. ``log_std_init`` is in units of half the actions' range.
 
     Raises:
         ValueError: ``share_features_extractor=True`` with an extractor that has parameters.
@@ -211,8 +212,6 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         normalize_observations: bool = True,
-        use_sde: bool = False,
-        log_std_init: float | None = None,
         share_features_extractor: bool | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -221,9 +220,6 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         self.normalize_observations = normalize_observations
         features_extractor_class = features_extractor_class or self.default_features_extractor
-        if log_std_init is None:
-            # gSDE's noise adds up over the features: at 0 it would saturate most bounded actions.
-            log_std_init = -0.5 if use_sde else 0.0
         if share_features_extractor is None:
             share_features_extractor = features_extractor_class is FlattenExtractor
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
@@ -232,8 +228,6 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            use_sde=use_sde,
-            log_std_init=log_std_init,
             share_features_extractor=share_features_extractor,
             features_extractor_class=features_extractor_class,
             optimizer_class=optimizer_class,
@@ -315,7 +309,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             return distribution.proba_distribution(outputs)
         outputs, log_std = self.action_middle + self.action_unit * outputs, self.log_std_of_actions(log_std)
         if isinstance(distribution, StateDependentNoiseDistribution):
-            return distribution.proba_distribution(outputs, log_std, functional.pad(latent, (0, 1), value=1.0))
+            features = functional.normalize(functional.pad(latent, (0, 1), value=1.0), dim=1)
+            return distribution.proba_distribution(outputs, log_std, features)
         return distribution.proba_distribution(outputs, log_std)
 
     def log_std_of_actions(self, log_std: Tensor) -> Tensor:
@@ -385,7 +380,6 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
     "CnnPolicy": StandardisedActorCriticCnnPolicy,
     "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
 }
-"""SB3's names of policies, as every algorithm of the package takes them."""
 
 
 def action_units(action_space: spaces.Space[Any], squashed: bool = False) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Normal
 
-from storm_rl.common.checks import check_integer, check_learning_rate, check_range
+from storm_rl.common.checks import check_device, check_integer, check_learning_rate, check_range
 from storm_rl.common.environment_state import environment_state, restore_environment
 from storm_rl.common.model_file import ModelPath, add_run_state, read_model, write_atomically
 from storm_rl.common.policies import (
@@ -39,6 +39,7 @@ class ResumableAlgorithm(BaseAlgorithm):
     """SB3's ``BaseAlgorithm`` whose saved models go on exactly, and whose errors say what would be right."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
+    attribute_of: ClassVar[dict[str, str]] = {"stats_window_size": "_stats_window_size"}  # What SB3 names otherwise.
 
     # Between a step of the environments and its place in `_last_obs`; true also after a rollout that failed.
     _in_rollout = False
@@ -53,6 +54,7 @@ class ResumableAlgorithm(BaseAlgorithm):
             )
         if not isinstance(verbose := kwargs.get("verbose", 0), bool):
             check_integer("verbose", verbose, 0)
+        check_device(kwargs.get("device", "auto"))
         super().__init__(policy, env, learning_rate, **kwargs)
 
     def _check_arguments(self) -> None:
@@ -65,6 +67,8 @@ class ResumableAlgorithm(BaseAlgorithm):
             self.seed = check_integer("seed", self.seed, 0)
         if not isinstance(self.policy_kwargs, dict):
             raise TypeError(f"policy_kwargs must be a dict or None, got {self.policy_kwargs!r}.")
+        if not callable(activation := self.policy_kwargs.get("activation_fn", torch.nn.Tanh)):
+            raise TypeError(f"policy_kwargs['activation_fn'] must be a class, as torch.nn.ReLU, got {activation!r}.")
         if self.tensorboard_log is not None and not isinstance(self.tensorboard_log, (str, os.PathLike)):
             raise TypeError(f"tensorboard_log must be the path of a folder or None, got {self.tensorboard_log!r}.")
         self._check_policy()
@@ -254,8 +258,8 @@ class ResumableAlgorithm(BaseAlgorithm):
         parameters = cls._get_torch_save_params(cls.__new__(cls))[0]
         if unknown := sorted(kwargs.keys() - (constructor_parameters(cls).keys() - {"policy"})):
             raise TypeError(f"{cls.__name__}.load() changes arguments of the constructor only, not {unknown}.")
-        if "stats_window_size" in kwargs:
-            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3's name of the attribute.
+        kwargs = {cls.attribute_of.get(name, name): value for name, value in kwargs.items()}
+        check_device(device)
         content, run_state = read_model(path, accepted, parameters)
         model = super().load(io.BytesIO(content), env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if kwargs.get("seed") is not None:

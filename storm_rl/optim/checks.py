@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 
-def nonnegative(name: str, value: Any, *, positive: bool = False) -> None:
-    """Raise unless ``value`` is a finite number of the wanted sign."""
+def nonnegative(name: str, value: Any, *, positive: bool = False, most: float = math.inf) -> None:
+    """Raise unless ``value`` is a finite number of the wanted sign, at most ``most``."""
     try:
         number = float(value + 0)  # A text of digits is no number.
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(number) or number < 0.0 or (positive and number == 0.0):
-        raise ValueError(f"{name} must be finite and {'positive' if positive else '0 or more'}, got {value!r}")
+    if not math.isfinite(number) or number < 0.0 or (positive and number == 0.0) or number > most:
+        right = f"{'positive' if positive else '0 or more'}{f', at most {most:g}' if most < math.inf else ''}"
+        raise ValueError(f"{name} must be finite and {right}, got {value!r}")
 
 
 def checked_loss(loss: object, optimizer: str) -> Tensor | float:

@@ -58,9 +58,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         foreach: bool | None = None,
         replay: bool = True,
     ) -> None:
-        nonnegative("momentum_floor", momentum_floor)
-        if momentum_floor > 1.0:
-            raise ValueError(f"momentum_floor must be from 0 to 1, got {momentum_floor!r}")
+        nonnegative("momentum_floor", momentum_floor, most=1.0)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -223,7 +221,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         direction_sum += self._direction_weight(squared_direction, momentum)
         self._check_sum("direction_sum", math.isfinite(direction_sum))
         step_size = self._step_size(noise_sum, direction_sum, momentum)
-        self._check_step_size(step_size != 0.0, gradients)
+        self._check_step_size(step_size != 0.0, bool(step_size <= 1e30), gradients)  # Times lr it fits in float32.
 
         for group in self.param_groups:
             group["noise_sum"], group["direction_sum"] = noise_sum, direction_sum
@@ -262,7 +260,8 @@ class RecursiveOptimizer(Optimizer, ABC):
             self._check_sum("direction_sum", bool(direction_sum.isfinite().all()))
             sums[p] = noise_sum, direction_sum
             step_sizes[p] = self._step_size(noise_sum, direction_sum, momentum).to(p.dtype)
-        self._check_step_size(any(bool(size.any()) for size in step_sizes.values()), gradients)
+        moves = any(bool(size.any()) for size in step_sizes.values())
+        self._check_step_size(moves, all(bool(size.isfinite().all()) for size in step_sizes.values()), gradients)
         # Only now that no sum of any parameter has overflowed.
         for p, (noise_sum, direction_sum) in sums.items():
             self.state[p]["noise_sum"], self.state[p]["direction_sum"] = noise_sum, direction_sum
@@ -287,7 +286,9 @@ class RecursiveOptimizer(Optimizer, ABC):
         if not finite:
             self._start_anew(f"{name} overflows, the sum of squares of {SUMS[name]}", "down or skip the sample")
 
-    def _check_step_size(self, moves: bool, parameters: Iterable[Tensor]) -> None:
+    def _check_step_size(self, moves: bool, fits: bool, parameters: Iterable[Tensor]) -> None:
+        if not fits:
+            self._start_anew("the step size overflows, by an extreme constant or tiny gradients", "up")
         if not moves and any(bool(self.state[p]["direction"].any()) for p in parameters):
             self._start_anew("the step size is 0, by an underflow of squares or an extreme constant", "up")
 
@@ -346,7 +347,7 @@ class RecursiveOptimizer(Optimizer, ABC):
                     f"{key} belongs to the whole optimizer: a group asks for {group[key]!r} where "
                     f"{shared[key]!r} is set; give it to the constructor"
                 )
-        nonnegative("lr", group["lr"])
+        nonnegative("lr", group["lr"], most=1e6)
         nonnegative("weight_decay", group["weight_decay"])
         params = group["params"]
         group["params"] = [params] if isinstance(params, Tensor) else list(params)

@@ -51,7 +51,7 @@ class STORM(RecursiveOptimizer):
         lr: float | Tensor = 1.0,
         **options: Unpack[SharedOptions],
     ) -> None:
-        nonnegative("k", k, positive=True)
+        nonnegative("k", k, positive=True, most=1e6)
         nonnegative("w", w, positive=True)
         nonnegative("c", c)
         self._own_options = {"k": float(k), "w": float(w), "c": float(c)}

@@ -5,6 +5,7 @@ same results up to rounding, and the same random numbers.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -122,8 +123,7 @@ class NumpyActorCritic:
     def fit_critic(self, observations: ObservationBatch, targets: Tensor, minibatches: Iterable[Tensor]) -> float:
         """A step of the policy's Adam on the squared error of each minibatch; gives the mean of their losses.
 
-        Parameters, gradients and Adam's moments are one vector each: its arithmetic takes a fraction of the time that
-        its walk over six parameters does. Arguments are those of ``ActorCritic.fit_critic``.
+        Arguments are those of ``ActorCritic.fit_critic``. All parameters are one vector: six would take far longer.
         """
         if not has_plain_adam(self.policy):
             return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
@@ -162,7 +162,8 @@ class NumpyAdam:
 
     def __init__(self, group: dict[str, Any], states: list[dict[str, Tensor]], like: Array) -> None:
         self.lr, self.betas, self.eps = float(group["lr"]), group["betas"], group["eps"]
-        self.mean, self.square = _joined(states, "exp_avg", like), _joined(states, "exp_avg_sq", like)
+        kept = [[state[name].numpy().reshape(-1) for state in states if state] for name in ("exp_avg", "exp_avg_sq")]
+        self.mean, self.square = (np.concatenate(parts) if parts else np.zeros_like(like) for parts in kept)
         self.n_steps = int(states[0]["step"]) if states[0] else 0
         self._work = np.empty_like(like)
 
@@ -254,6 +255,8 @@ class NumpyActor:
     def _hessian_product(self) -> Callable[[Tensor], Tensor]:
         """``v -> H v`` for the Hessian of the mean divergence in the outputs, flat, and the noise's own parameters."""
         outputs, latent = torch.from_numpy(self.layers[-1]), torch.from_numpy(self.layers[-2])
+        if type(self.policy.action_dist) is CategoricalDistribution:
+            return functools.partial(_categorical_hessian_product, torch.softmax(outputs, dim=1))
         leaf = outputs.clone().requires_grad_()
         log_std = None if self.log_std is None else self.log_std.clone().requires_grad_()
         divergence = mean_kl(self.distribution(), self.policy.distribution_of(leaf, latent, log_std))
@@ -265,6 +268,12 @@ class NumpyActor:
         size = self.network.n_parameters
         log_std = None if self.log_std is None else vector[size:].view_as(self.log_std)
         return self.network.with_parameters(vector[:size].numpy()), log_std
+
+
+def _categorical_hessian_product(probabilities: Tensor, vector: Tensor) -> Tensor:
+    """By ``(diag(p) - p p^T) / n``, the Hessian of a Categorical's mean KL in its logits; ``vector`` is flat."""
+    weighted = probabilities * vector.view_as(probabilities)
+    return (weighted - probabilities * weighted.sum(dim=1, keepdim=True)).flatten() / len(probabilities)
 
 
 def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
@@ -351,10 +360,3 @@ def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:
 
 def _in_numpy(*tensors: Tensor) -> bool:
     return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
-
-
-def _joined(states: list[dict[str, Tensor]], name: str, like: Array) -> Array:
-    """A moment of all parameters as one vector; zeros before the first step."""
-    if not states[0]:
-        return np.zeros_like(like)
-    return np.concatenate([state[name].numpy().reshape(-1) for state in states])

@@ -47,6 +47,8 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         buffer = self.rollout_buffer_class or right
         if not (isinstance(buffer, type) and issubclass(buffer, right)):
             raise TypeError(f"rollout_buffer_class must be a subclass of {right.__name__} or None, got {buffer!r}.")
+        if not isinstance(self.rollout_buffer_kwargs, dict):
+            raise TypeError(f"rollout_buffer_kwargs must be a dict or None, got {self.rollout_buffer_kwargs!r}.")
         if buffer.compute_returns_and_advantage is not RolloutBuffer.compute_returns_and_advantage:
             raise ValueError(
                 f"rollout_buffer_class {buffer.__name__} has its own compute_returns_and_advantage(), which is not "
@@ -274,11 +276,7 @@ class RolloutWindow:
 
     @torch.no_grad()
     def transitions(
-        self,
-        observations: ObservationBatch,
-        networks: ActorCritic | NumpyActorCritic,
-        gamma: float,
-        gae_lambda: float,
+        self, observations: ObservationBatch, networks: ActorCritic | NumpyActorCritic, gamma: float, gae_lambda: float
     ) -> Transitions:
         """All transitions, with advantages and value targets under the present critic.
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from gymnasium import spaces
@@ -33,7 +33,7 @@ Weigh = Callable[[Tensor, slice], Tensor]
 ROLLOUT_TRANSITIONS = 512
 MIN_STEPS = 16
 MAX_REUSE = 4
-KL_OF_ROLLOUT = 0.01
+KL_OF_ROLLOUT = 0.02
 # Parts of the transitions, each a run of one environment or of a few, whose gradients measure the noise.
 N_PARTS = 8
 
@@ -77,8 +77,8 @@ class STORMPlusPG(RolloutAlgorithm):
         max_weight: Importance weights are truncated at this value; None for no bound.
         cg_max_steps: Conjugate-gradient iterations of one step.
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
-        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.01
-            for every 512 transitions of a rollout, at least 0.01 and at most 0.04: larger rollouts are less noisy.
+        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.02
+            for every 512 transitions of a rollout, at least 0.02 and at most 0.04: larger rollouts are less noisy.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) for Box actions. None: for all of them.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
         rollout_buffer_class: Rollout buffer class; None: by the observation space. Its own returns are refused.
@@ -94,6 +94,8 @@ class STORMPlusPG(RolloutAlgorithm):
         >>> model.num_timesteps
         2048
     """
+
+    attribute_of: ClassVar = {**RolloutAlgorithm.attribute_of, "critic_learning_rate": "learning_rate"}
 
     # What the repository's variants change as well: rollouts whose states the Fisher matrix covers, and states in all;
     # least divisor of advantages as a share of the return's scale, so that noise stays small where actions are equal.
@@ -154,7 +156,6 @@ class STORMPlusPG(RolloutAlgorithm):
         )
         if use_sde is None and self.env is not None:
             self.use_sde = isinstance(self.action_space, spaces.Box)
-        self.critic_learning_rate = critic_learning_rate
         self.reuse_rollouts = reuse_rollouts
         self.critic_steps = critic_steps
         self.batch_size = batch_size
@@ -165,9 +166,13 @@ class STORMPlusPG(RolloutAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    @property
+    def critic_learning_rate(self) -> float | Schedule:
+        """What SB3 calls ``learning_rate``."""
+        return self.learning_rate
+
     def _check_arguments(self) -> None:
-        rate = check_learning_rate("critic_learning_rate", self.critic_learning_rate)
-        self.learning_rate = self.critic_learning_rate = rate  # The former is SB3's name for it.
+        self.learning_rate = check_learning_rate("critic_learning_rate", self.learning_rate)
         super()._check_arguments()
         if not issubclass(self.policy_class, StandardisedActorCriticPolicy):
             raise TypeError(
@@ -218,7 +223,7 @@ class STORMPlusPG(RolloutAlgorithm):
         if self.reuse_rollouts is None:
             self.reuse_rollouts = min(MAX_REUSE, max(1, round(MAX_REUSE / rollouts)))
         if self.target_kl == "auto":
-            self.target_kl = KL_OF_ROLLOUT * min(4.0, max(1.0, rollouts))
+            self.target_kl = KL_OF_ROLLOUT * min(2.0, max(1.0, rollouts))
 
     @all_or_nothing
     def train(self) -> None:

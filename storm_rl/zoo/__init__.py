@@ -8,12 +8,4 @@ from storm_rl.zoo.algorithms import ALGORITHMS, Range, ZooAlgorithm, get_algorit
 from storm_rl.zoo.registration import register
 from storm_rl.zoo.settings import hyperparameter_file, hyperparameters
 
-__all__ = [
-    "ALGORITHMS",
-    "Range",
-    "ZooAlgorithm",
-    "get_algorithm",
-    "hyperparameter_file",
-    "hyperparameters",
-    "register",
-]
+__all__ = ["ALGORITHMS", "Range", "ZooAlgorithm", "get_algorithm", "hyperparameter_file", "hyperparameters", "register"]

@@ -13,9 +13,7 @@ class MissingExtraError(ImportError):
 
 
 def register() -> None:
-    """Add the algorithms to RL Zoo's tables, which all its scripts share. A second call changes nothing.
-
-    RL Zoo has no option for foreign algorithms; its tables are the way in.
+    """Add the algorithms to RL Zoo's tables, the only way in, which all its scripts share. A second call does nothing.
 
     Raises:
         MissingExtraError: RL Zoo is not installed, or something that it needs.

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -519,6 +520,39 @@ def test_every_algorithm_of_the_package_is_registered() -> None:
 def test_arguments_of_sb3s_base_of_another_type_are_named(algorithm: Any, argument: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{argument} must be .*{value!r}"):
         small(algorithm, **{argument: value})
+
+
+@for_all
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"device": "2"}, ValueError, """device must be "auto" or as torch names it .* got '2'"""),
+        ({"device": None}, ValueError, "device must be .* got None"),
+        ({"policy_kwargs": {"activation_fn": "relu"}}, TypeError, "activation_fn'] must be a class.* got 'relu'"),
+        ({"stats_window_size": 2**70}, ValueError, f"stats_window_size must be .* at most {sys.maxsize}, got {2**70}"),
+        ({"learning_rate": object}, TypeError, "learning_rate must be .* or a schedule; .*object.* gives no number"),
+    ],
+    ids=["device", "no device", "activation", "window", "schedule"],
+)
+def test_what_torch_or_sb3_would_stumble_over_is_named(
+    algorithm: Any, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if algorithm is STORMPlusPG and "learning_rate" in arguments:
+        arguments, message = {"critic_learning_rate": object}, f"critic_{message}"
+    with pytest.raises(error, match=message):
+        small(algorithm, **arguments)
+
+
+def test_arguments_of_the_rollout_buffer_are_a_dict() -> None:
+    with pytest.raises(TypeError, match="rollout_buffer_kwargs must be a dict or None, got 'x'"):
+        small(STORMPlusPG, rollout_buffer_kwargs="x")
+
+
+@for_all
+def test_load_names_a_device_that_torch_does_not_know(algorithm: Any, tmp_path: Path) -> None:
+    small(algorithm).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"device must be .* got '2'"):
+        algorithm.load(tmp_path / "model", device="2")
 
 
 @for_all

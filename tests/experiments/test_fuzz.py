@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from stable_baselines3 import A2C
 from typer.testing import CliRunner
 
 from experiments.cli import app
@@ -45,5 +46,8 @@ def test_only_what_the_package_says_itself_is_clear() -> None:
     env = gymnasium.make("CartPole-v1")
     assert is_clear(raised(lambda: GPOMDP("MlpPolicy", env, gamma=2.0)), ["gamma"])
     assert is_clear(raised(lambda: STORMPlus([torch.zeros(2)], lr=-1.0)), ["lr"])
+    assert is_clear(raised(lambda: GPOMDP("MlpPolicy", env, policy_kwargs={"nonsense": 1})), ["policy_kwargs"])
+    assert is_clear(raised(lambda: A2C("MlpPolicy", env, use_sde=True)), ["use_sde"])
+    assert not is_clear(raised(lambda: GPOMDP("MlpPolicy", env).learn(2, callback=3)), ["callback"])  # type: ignore[arg-type]
     assert not is_clear(raised(lambda: torch.zeros(2) @ torch.zeros(3)), ["lr"])
     assert not is_clear(raised(lambda: STORMPlus(3.0)), ["params"])  # type: ignore[arg-type]

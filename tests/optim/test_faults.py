@@ -217,6 +217,25 @@ def test_a_step_size_that_underflows_is_reported(
     assert torch.equal(x, torch.ones(2, dtype=torch.float64)), "gradients of exactly 0 are no failure"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("per_coordinate", [False, True])
+def test_a_step_size_that_overflows_is_reported(per_coordinate: bool, dtype: torch.dtype) -> None:
+    x = nn.Parameter(torch.ones(2, dtype=dtype))
+    optimizer = STORM([x], k=1e6, w=1e-120, per_coordinate=per_coordinate)
+
+    def closure() -> Tensor:
+        loss = 1e-30 * x.float().sum()
+        loss.backward()
+        x.grad = torch.full_like(x, 1e-38)
+        return loss
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="step size overflows"):
+            optimizer.step(closure)
+    assert torch.equal(x, torch.ones(2, dtype=dtype))
+    assert sums(optimizer) == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("cls", [STORMPlus, STORM, MetaSTORM])
 def test_a_coordinate_that_overflows_float32_leaves_all_sums_as_they_were(cls: type[RecursiveOptimizer]) -> None:
     first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
@@ -258,6 +277,7 @@ def test_complex_parameters_are_refused(make: Make) -> None:
         ("momentum_floor", "low", TypeError),
         ("momentum_floor", "0.5", TypeError),
         ("lr", 10**400, TypeError),
+        ("lr", 1e300, ValueError),
     ],
 )
 def test_options_out_of_range_are_refused(make: Make, option: str, value: Any, error: type[Exception]) -> None:
@@ -269,6 +289,7 @@ def test_options_out_of_range_are_refused(make: Make, option: str, value: Any, e
     ("cls", "options"),
     [
         (STORM, {"k": 0.0}),
+        (STORM, {"k": 1e300}),
         (STORM, {"w": -1.0}),
         (STORM, {"c": -1.0}),
         (MetaSTORM, {"p": 0.1}),
