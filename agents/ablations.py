@@ -2,6 +2,7 @@
 
 ABLATIONS: dict[str, str] = {
     "storm_plus_pg[momentum=1.0]": "no recursion",
+    "storm_plus_pg[target_kl=None]": "STORM+'s step without a bound",
     "storm_plus_pg[step_kl=0.01]": "steps of constant KL 0.01",
     "storm_plus_pg[step_kl=0.02]": "steps of constant KL 0.02",
     "storm_plus_pg[momentum=1.0,step_kl=0.02]": "neither recursion nor STORM+'s step",

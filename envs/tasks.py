@@ -53,7 +53,8 @@ OUTSIDE_TASKS: dict[str, Task] = {
         Task("FrozenLake-v1", 100_000, 5_000, 0.7, (0.0, 0.8)),
     )
 }
-"""Tasks that no default was chosen on: Box2D, MuJoCo (the extra ``outside``) and toy text.
+"""Tasks outside the benchmark: Box2D, MuJoCo (the extra ``outside``) and toy text. No default was chosen on them, but for
+the size of gSDE's noise, which InvertedDoublePendulum and Reacher were looked at for.
 
 Thresholds are gymnasium's own, but for Reacher-v5, where -5 stands in for its -3.75.
 """

@@ -112,6 +112,18 @@ def test_gsde_explores_where_all_features_are_zero(activation: Any, squash_outpu
     assert actions.std() > 0.2
 
 
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ReLU])
+def test_gsdes_noise_is_as_large_in_every_state(activation: Any) -> None:
+    kwargs: dict[str, Any] = {"use_sde": True, "activation_fn": activation, "log_std_init": -0.7}
+    policy = StandardisedActorCriticPolicy(
+        spaces.Box(-1, 1, (3,)), box([0.0, -1.0], [10.0, 1.0]), lambda _: 1e-3, **kwargs
+    )
+    states = torch.cat([torch.zeros(1, 3), 0.01 * torch.randn(5, 3), 100.0 * torch.randn(5, 3)])
+    std = policy.get_distribution(states).distribution.stddev  # type: ignore[union-attr]
+    expected = torch.tensor([5.0, 1.0]).mul(float(np.exp(-0.7))).expand(11, 2)
+    torch.testing.assert_close(std.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("algorithm", "use_sde"), [(STORMPlusPG, True), (STORMPlusPG, False), (GPOMDP, False)])
 def test_the_logged_noise_is_that_of_the_actions(algorithm: Any, use_sde: bool) -> None:
     """At zero observations and bounds of 0 and 8; the policy moves little in one update."""

@@ -1,5 +1,6 @@
 """What a user of Stable-Baselines3 expects of an algorithm, for every algorithm of the package."""
 
+import copy
 import inspect
 import json
 import sys
@@ -546,6 +547,26 @@ def test_what_torch_or_sb3_would_stumble_over_is_named(
 def test_arguments_of_the_rollout_buffer_are_a_dict() -> None:
     with pytest.raises(TypeError, match="rollout_buffer_kwargs must be a dict or None, got 'x'"):
         small(STORMPlusPG, rollout_buffer_kwargs="x")
+
+
+@for_all
+def test_a_features_extractor_has_its_own_names(algorithm: Any) -> None:
+    env = RandomEnv(None, OBSERVATION_SPACES["image"])
+    extractor = small(algorithm, env=env, policy="CnnPolicy", policy_kwargs={"net_arch": [4]}).policy.features_extractor
+    assert isinstance(extractor.cnn[0], torch.nn.Conv2d)
+    assert copy.deepcopy(extractor).linear[0].weight.shape == extractor.linear[0].weight.shape
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = extractor.nothing
+
+
+@for_all
+def test_a_learning_rate_among_the_custom_objects_counts(algorithm: Any, tmp_path: Path) -> None:
+    small(algorithm).save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", custom_objects={"learning_rate": 2e-5})
+    assert loaded.learning_rate == 2e-5
+    if algorithm is STORMPlusPG:
+        assert loaded.critic_learning_rate == loaded.lr_schedule(1.0) == 2e-5
+        assert algorithm.load(tmp_path / "model", critic_learning_rate=3e-5).learning_rate == 3e-5
 
 
 @for_all
