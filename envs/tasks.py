@@ -53,10 +53,10 @@ OUTSIDE_TASKS: dict[str, Task] = {
         Task("FrozenLake-v1", 100_000, 5_000, 0.7, (0.0, 0.8)),
     )
 }
-"""Tasks outside the benchmark: Box2D, MuJoCo (the extra ``outside``) and toy text. No default was chosen on them, but for
-the size of gSDE's noise, which InvertedDoublePendulum and Reacher were looked at for.
+"""Tasks outside the benchmark: Box2D, MuJoCo (the extra ``outside``) and toy text.
 
-Thresholds are gymnasium's own, but for Reacher-v5, where -5 stands in for its -3.75.
+No default was chosen on them, but for the size of gSDE's noise: InvertedDoublePendulum and Reacher were looked at for
+it. Thresholds are gymnasium's own, but for Reacher-v5, where -5 stands in for its -3.75.
 """
 
 
