@@ -44,7 +44,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         right = DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
-        buffer = self.rollout_buffer_class or right
+        buffer = right if self.rollout_buffer_class is None else self.rollout_buffer_class
         if not (isinstance(buffer, type) and issubclass(buffer, right)):
             raise TypeError(f"rollout_buffer_class must be a subclass of {right.__name__} or None, got {buffer!r}.")
         if not isinstance(self.rollout_buffer_kwargs, dict):

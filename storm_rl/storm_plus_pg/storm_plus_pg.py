@@ -96,7 +96,6 @@ class STORMPlusPG(RolloutAlgorithm):
     """
 
     attribute_of: ClassVar = {**RolloutAlgorithm.attribute_of, "critic_learning_rate": "learning_rate"}
-
     # What the repository's variants change as well: rollouts whose states the Fisher matrix covers, and states in all;
     # least divisor of advantages as a share of the return's scale, so that noise stays small where actions are equal.
     fisher_rollouts = 8

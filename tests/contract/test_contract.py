@@ -530,10 +530,11 @@ def test_arguments_of_sb3s_base_of_another_type_are_named(algorithm: Any, argume
         ({"device": "2"}, ValueError, """device must be "auto" or as torch names it .* got '2'"""),
         ({"device": None}, ValueError, "device must be .* got None"),
         ({"policy_kwargs": {"activation_fn": "relu"}}, TypeError, "activation_fn'] must be a class.* got 'relu'"),
+        ({"policy_kwargs": {"log_std_init": float("nan")}}, ValueError, r"log_std_init'\] must be .* got nan"),
         ({"stats_window_size": 2**70}, ValueError, f"stats_window_size must be .* at most {sys.maxsize}, got {2**70}"),
         ({"learning_rate": object}, TypeError, "learning_rate must be .* or a schedule; .*object.* gives no number"),
     ],
-    ids=["device", "no device", "activation", "window", "schedule"],
+    ids=["device", "no device", "activation", "noise", "window", "schedule"],
 )
 def test_what_torch_or_sb3_would_stumble_over_is_named(
     algorithm: Any, arguments: dict[str, Any], error: type[Exception], message: str
@@ -547,6 +548,8 @@ def test_what_torch_or_sb3_would_stumble_over_is_named(
 def test_arguments_of_the_rollout_buffer_are_a_dict() -> None:
     with pytest.raises(TypeError, match="rollout_buffer_kwargs must be a dict or None, got 'x'"):
         small(STORMPlusPG, rollout_buffer_kwargs="x")
+    with pytest.raises(TypeError, match=r"rollout_buffer_class must be a subclass of RolloutBuffer or None, got {}"):
+        small(STORMPlusPG, rollout_buffer_class={})
 
 
 @for_all
