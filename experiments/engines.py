@@ -64,13 +64,8 @@ def local_processes(workers: int) -> Iterator[Engine]:
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(progress,))
 
     def submit(*run: Any) -> Future[Outcome]:
-        # It may start a process, which inherits this: Ctrl-C in a terminal reaches the workers too, and this process
-        # ends them. Here it comes through afterwards.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _interrupts_wait():
             return executor.submit(_run_here, *run)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     try:
         yield Engine(submit, progress)
@@ -80,6 +75,28 @@ def local_processes(workers: int) -> Iterator[Engine]:
         executor.shutdown(wait=False, cancel_futures=True)
         raise
     executor.shutdown()
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C comes through after the block, in which a process may be started.
+
+    The process inherits the mask: Ctrl-C in a terminal reaches it too, and this process ends it. The mask alone is not
+    enough here, since another thread may take the signal: it would end this one halfway through the start.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: arrived.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if arrived:
+        signal.raise_signal(signal.SIGINT)
 
 
 # In a worker: where its runs report their progress. A queue can only be inherited, not sent with a run.

@@ -24,14 +24,12 @@ _UNTOUCHED = "The policy and all statistics are as before this rollout."
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
-    """``value`` as Python's int (numpy's is taken too), if it is an integer from ``minimum`` to the largest size.
-
-    Otherwise ``TypeError`` if it is no number, and ``ValueError`` if it is a fraction or out of range.
-    """
+    """``value`` as Python's int; ``TypeError`` if it is no number, ``ValueError`` if a fraction, too small or huge."""
     right = f"an integer of at least {minimum}"
     _check_number(name, value, right)
     if not isinstance(value, numbers.Integral) or not minimum <= int(value) <= sys.maxsize:
-        raise ValueError(f"{name} must be {right}{f', at most {sys.maxsize}' * (value > sys.maxsize)}, got {value!r}.")
+        right += f", at most {sys.maxsize}" if value > sys.maxsize else ""
+        raise ValueError(f"{name} must be {right}, got {value!r}.")
     return int(value)
 
 

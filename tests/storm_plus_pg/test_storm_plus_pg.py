@@ -35,11 +35,11 @@ def test_defaults_follow_the_number_of_environments_and_the_rollout() -> None:
         return model.n_steps, model.reuse_rollouts, model.window.size, model.target_kl
 
     for n_envs, n_steps in ((1, 512), (8, 64), (24, 22), (32, 16)):
-        assert resolved(n_envs) == (n_steps, 4, 4, pytest.approx(0.01, rel=0.04))
-    assert resolved(64) == (16, 2, 2, pytest.approx(0.02))
+        assert resolved(n_envs) == (n_steps, 4, 4, pytest.approx(0.02, rel=0.04))
+    assert resolved(64) == (16, 2, 2, pytest.approx(0.04))
     assert resolved(128) == (16, 1, 1, pytest.approx(0.04))
     assert resolved(8, n_steps=4096) == (4096, 1, 1, pytest.approx(0.04))
-    assert resolved(8, n_steps=8) == (8, 4, 4, 0.01)
+    assert resolved(8, n_steps=8) == (8, 4, 4, 0.02)
     assert resolved(64, reuse_rollouts=3, target_kl=0.5) == (16, 3, 3, 0.5)
     assert resolved(64, target_kl=None) == (16, 2, 2, None)
 
