@@ -309,8 +309,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             return distribution.proba_distribution(outputs)
         outputs, log_std = self.action_middle + self.action_unit * outputs, self.log_std_of_actions(log_std)
         if isinstance(distribution, StateDependentNoiseDistribution):
-            features = functional.normalize(functional.pad(latent, (0, 1), value=1.0), dim=1)
-            return distribution.proba_distribution(outputs, log_std, features)
+            features = functional.pad(latent, (0, 1), value=1.0)
+            return distribution.proba_distribution(outputs, log_std, features / features.norm(dim=1, keepdim=True))
         return distribution.proba_distribution(outputs, log_std)
 
     def log_std_of_actions(self, log_std: Tensor) -> Tensor:
