@@ -111,8 +111,7 @@ class NumpyActorCritic:
 
     def values(self, observations: ObservationBatch) -> Tensor:
         """Values in units of return, ``(n,)``."""
-        features = _features_of(self.policy, self.policy.vf_features_extractor)(observations)
-        values = self.critic_network.forward(features)[-1]
+        values = self.critic_network.forward(self._critic_features(observations))[-1]
         values *= self.policy.value_scale
         return torch.from_numpy(values).flatten()
 
@@ -128,8 +127,7 @@ class NumpyActorCritic:
         if not has_plain_adam(self.policy):
             return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
         optimizer, parameters = self.policy.optimizer, self.policy.critic_parameters()
-        features = _features_of(self.policy, self.policy.vf_features_extractor)(observations)
-        columns = targets.numpy().reshape(-1, 1)
+        features, columns = self._critic_features(observations), targets.numpy().reshape(-1, 1)
         states = [optimizer.state[parameter] for parameter in parameters]
         theta = self.critic_network.flat()
         network, gradient = self.critic_network.with_parameters(theta), np.empty_like(theta)
@@ -155,6 +153,9 @@ class NumpyActorCritic:
             moments = {"exp_avg": torch.tensor(mean), "exp_avg_sq": torch.tensor(square)}
             optimizer.state[parameter] = {"step": torch.tensor(float(adam.n_steps)), **moments}
         return float(np.mean(losses))
+
+    def _critic_features(self, observations: ObservationBatch) -> Array:
+        return _features_of(self.policy, self.policy.vf_features_extractor)(observations)
 
 
 class NumpyAdam:
