@@ -17,7 +17,9 @@ def test_every_ablation_is_a_row_and_the_runs_are_kept(tmp_path: Path, monkeypat
     arguments = ["ablations", "--output", str(tmp_path), "--seeds", "1", "--workers", "1"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     table = (tmp_path / "ablations.md").read_text()
-    assert "| variant | CartPole-v1 (1k) | reached | times the default's steps |" in table
+    assert (
+        "| variant | CartPole-v1 (1k) | reached | times the default's steps | evaluations less the default's |" in table
+    )
     for name in ("default", *few.values()):
         assert f"| {name} | - (1 never), 0." in table
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
@@ -28,7 +30,7 @@ def measures(agent: str, steps: list[float], scores: list[float]) -> pd.DataFram
     rows = pd.DataFrame(
         {"steps_to_threshold": steps, "evaluation_score": scores, "agent": agent, "task": "CartPole-v1"}
     )
-    return rows.assign(reached=rows["steps_to_threshold"] < 15_000, seed=range(len(rows)))
+    return rows.assign(reached=rows["steps_to_threshold"] < 15_000, seed=range(len(rows)), budget=15_000)
 
 
 def test_cells_say_how_many_never_reached_it_and_which_differences_are_no_chance(
@@ -45,9 +47,11 @@ def test_cells_say_how_many_never_reached_it_and_which_differences_are_no_chance
     ]
     lines = ablations.summary({"CartPole-v1": pd.concat(rows)}).splitlines()
     assert lines[-3:] == [
-        "| default | 5, 0.82 ± 0.01 | 5 of 5 | 1 |",
-        f"| {ABLATIONS[worse]} | - (3 never), **0.30 ± 0.07** | 2 of 5 | 2.04 (1.50 to 2.76) |",
-        f"| {ABLATIONS[level]} | 2.5 (2 never), 0.82 ± 0.01 | 3 of 5 | 0.80 (0.35 to 1.81) |",
+        "| default | 5, 0.82 ± 0.01 | 5 of 5 |  |  |",
+        f"| {ABLATIONS[worse]} | - (3 never), **0.30 ± 0.07** | 2 of 5 | 2.04 (1.50 to 2.76) "
+        "| -0.520 (-0.645 to -0.395) |",
+        f"| {ABLATIONS[level]} | 2.5 (2 never), 0.82 ± 0.01 | 3 of 5 | 0.80 (0.35 to 1.81) "
+        "| +0.000 (+0.000 to +0.000) |",
     ]
     assert "5 seeds." in lines[2]
 
