@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,45 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_site_builds_without_a_warning_and_shows_the_version(tmp_path: Path) -> None:
+def test_site_builds_without_a_warning_and_is_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT)
-    assert f"storm-rl {__version__}" in (tmp_path / "index.html").read_text()
-    reference = (tmp_path / "api/algorithms/index.html").read_text()
+    home = (tmp_path / "index.html").read_text()
+    assert f"storm-rl {__version__}" in home
+    # The README's parts, with links that lead from here.
+    assert "is a natural-gradient actor-critic" in home
+    assert 'href="storm_plus_pg.html#what-sets-step-and-momentum"' in home
+    assert "<!-- README:" not in home
+
+    reference = (tmp_path / "api/algorithms.html").read_text()
     assert ":math:" not in reference
     assert ".. math::" not in reference
     assert all(f'id="storm_rl.{row.algorithm.__name__}"' in reference for row in ALGORITHMS.values())
+
+    pages = {page.relative_to(tmp_path).as_posix(): page.read_text() for page in tmp_path.rglob("*.html")}
+    pages.pop("experiments/results/benchmark/report/index.html", None)  # A file of the study's own.
+    for name, page in pages.items():
+        # Nothing is fetched from elsewhere, and every equation is there without a script.
+        assert not re.findall(r'<(?:script|img|iframe)[^>]* src="?(?:https?:)?//[^ >]*', page), name
+        assert not re.findall(r'<link[^>]* rel="?(?:stylesheet|preconnect)[^>]* href="?(?:https?:)?//', page), name
+        assert not re.findall(r'class="?arithmatex"?>(?!<math)', page), name
+    assert pages["storm_plus_pg.html"].count("<math") > 30
+
+    entry = r'<a href="([^"#]+)" class="md-nav__link[^>]*>\s*<span class="md-ellipsis">(.*?)</span>'
+    titles = [re.sub(r"<.*?>|\s+", " ", title).strip() for _, title in re.findall(entry, home, re.DOTALL)]
+    assert len(titles) > 30
+    assert len(set(titles)) == len(titles), sorted(titles)
+
+
+def test_readmes_first_lines_say_what_the_package_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    facts = (ROOT / "README.md").read_text().split("<!-- pitch: begin -->")[0]
+    lowest = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(project["dependencies"]), re.MULTILINE))
+    assert f"Python {project['requires-python'].removeprefix('>=')} and newer" in facts
+    assert f"Stable-Baselines3 {lowest['stable-baselines3']}" in facts
+    assert f"torch {lowest['torch']}" in facts
+    assert f"gymnasium {lowest['gymnasium']}" in facts
+    assert project["license"] in facts
 
 
 def test_the_table_of_algorithms_has_them_all() -> None:
