@@ -2,6 +2,7 @@ import ast
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def test_wheel_holds_storm_rl_and_nothing_else(tmp_path: Path) -> None:
     assert "storm_rl/zoo/tuned_settings.json" in names
     (scripts,) = [name for name in names if name.endswith("entry_points.txt")]
     assert "storm-rl-zoo = storm_rl.zoo.cli:main" in zipfile.ZipFile(wheel).read(scripts).decode()
+
+
+def test_source_archive_holds_the_package_and_no_tests(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "storm_rl/py.typed"} <= names
+    top_level = {name.split("/")[0] for name in names}
+    assert not top_level & {"tests", "agents", "envs", "experiments", "docs"}
 
 
 def test_library_imports_nothing_from_the_repositorys_other_folders() -> None:
