@@ -4,6 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Test processes at a time.
 WORKERS ?= 2
+# Of MkDocs's next version, which is another program; constraints.txt pins this one.
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: help benchmark benchmark-full test test-fast check format docs docs-serve dist test-wheel clean
 
