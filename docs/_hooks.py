@@ -90,7 +90,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Turn the links of the repository to those of the site, fill the home page, and list the algorithms in the API."""
     if page.file.src_uri == "api/algorithms.md":
-        return "\n\n".join([markdown, *(f"::: storm_rl.{name}" for name, _ in algorithms())])
+        return markdown.replace("<!-- algorithms -->", "\n\n".join(f"::: storm_rl.{name}" for name, _ in algorithms()))
     markdown = LINK.sub(_in_site(Path(str(page.file.abs_src_path)), page), markdown)
     if page.file.src_uri == "index.md":
         readme = ROOT / "README.md"
