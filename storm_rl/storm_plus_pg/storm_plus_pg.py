@@ -373,14 +373,7 @@ class STORMPlusPG(RolloutAlgorithm):
     ) -> Self:
         """Train for ``total_timesteps`` env steps, rounded up to whole rollouts; as SB3's ``learn``."""
         with self.networks().threads():
-            super().learn(
-                total_timesteps=total_timesteps,
-                callback=callback,
-                log_interval=log_interval,
-                tb_log_name=tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         # SB3 dumps before it trains: without this the last update's values would never reach TensorBoard.
         self.logger.dump(step=self.num_timesteps)
         return self
