@@ -329,12 +329,16 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         if self.normalize_observations:
             self.observation_statistics.update(observations)
         if any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for module in self.modules()):
-            # Acting and differentiating leave those of a batch normalisation alone.
-            training = self.training
+            training = self.training  # Acting and differentiating leave these alone.
             self.set_training_mode(True)
             with torch.no_grad():
                 _ = self.get_distribution(observations), self.predict_values(observations)
             self.set_training_mode(training)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are any that :meth:`update_observation_statistics` moves; images alone have none."""
+        return any(name.endswith(("count", "num_batches_tracked")) for name, _ in self.named_buffers())
 
     @property
     def value_scale(self) -> float:
