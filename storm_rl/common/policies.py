@@ -25,7 +25,7 @@ def batch_size(observations: ObservationBatch) -> int:
     return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
-def select(observations: ObservationBatch, index: Tensor) -> ObservationBatch:
+def select(observations: ObservationBatch, index: Tensor | slice) -> ObservationBatch:
     """The rows ``index``, entry by entry for Dict observations."""
     if isinstance(observations, dict):
         return {key: part[index] for key, part in observations.items()}

@@ -39,14 +39,8 @@ from storm_rl.storm_plus_pg.numpy_mlp import Array, Jacobian, NumpyMLP
 
 # Where a subclass has its own, the networks are not all there is to the policy.
 _OWN_METHODS = (
-    "forward",
-    "extract_features",
-    "critic_features",
-    "distribution_of",
-    "get_distribution",
-    "_get_action_dist_from_latent",
-    "predict_values",
-    "scaled_values",
+    *("forward", "extract_features", "critic_features", "distribution_of", "get_distribution"),
+    *("_get_action_dist_from_latent", "predict_values", "scaled_values"),
 )
 
 # Options of gSDE's distribution that :class:`Noise` does not have.
@@ -214,16 +208,14 @@ class NumpyActor:
 
     def distribution(self, parameters: Tensor | None = None) -> Distribution:
         """The distribution on all states, without graph, at a flat parameter vector; None: the present one."""
-        network, log_std = self._at(parameters)
-        layers = self.layers if parameters is None else network.forward(self.features)
+        _, layers, log_std = self._at(parameters)
         with torch.no_grad():
             outputs, latent = torch.from_numpy(layers[-1]), torch.from_numpy(layers[-2])
             return copy.copy(self.policy.distribution_of(outputs, latent, log_std))
 
     def part_gradients(self, objective: Objective, parts: Sequence[slice], parameters: Tensor | None = None) -> Tensor:
         """Gradients of the sum of ``objective`` over the states of each part, ``(k, n_parameters)``."""
-        network, log_std = self._at(parameters)
-        layers = self.layers if parameters is None else network.forward(self.features)
+        network, layers, log_std = self._at(parameters)
         outputs, latent = torch.from_numpy(layers[-1]).requires_grad_(), torch.from_numpy(layers[-2])
         gradients = outputs.new_zeros(len(parts), network.n_parameters + (0 if log_std is None else log_std.numel()))
         distribution = self.policy.distribution_of(outputs, latent, log_std)
@@ -269,12 +261,12 @@ class NumpyActor:
         divergence = mean_kl(self.distribution(), self.policy.distribution_of(leaf, latent, None))
         return fisher_vector_product(divergence, [leaf])
 
-    def _at(self, vector: Tensor | None) -> tuple[NumpyMLP, Tensor | None]:
+    def _at(self, vector: Tensor | None) -> tuple[NumpyMLP, list[Array], Tensor | None]:
         if vector is None:
-            return self.network, self.log_std
-        size = self.network.n_parameters
-        log_std = None if self.log_std is None else vector[size:].view_as(self.log_std)
-        return self.network.with_parameters(vector[:size].numpy()), log_std
+            return self.network, self.layers, self.log_std
+        network = self.network.with_parameters(vector[: self.network.n_parameters].numpy())
+        log_std = None if self.log_std is None else vector[network.n_parameters :].view_as(self.log_std)
+        return network, network.forward(self.features), log_std
 
 
 def _categorical_hessian_product(probabilities: Tensor, vector: Tensor) -> Tensor:

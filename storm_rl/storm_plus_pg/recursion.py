@@ -300,8 +300,7 @@ def _error_ratio(direction: Tensor, gradients: Tensor, gradients_at_previous: Te
 
 def _covariance_of_mean(first: Tensor, second: Tensor) -> float:
     """Trace of the covariance of two means over ``k`` parts, ``(k, n)`` each; 0 for a single part."""
-    parts = len(first)
-    if parts < 2:
-        return 0.0
-    centred = (first - first.mean(dim=0)) * (second - second.mean(dim=0))
-    return float(centred.double().sum()) / (parts * (parts - 1))
+    parts, means, pairs = len(first), (first.mean(dim=0), second.mean(dim=0)), zip(first, second, strict=True)
+    # Pair by pair: of a large network all would be most of what an update holds.
+    total = sum(float((one - means[0]).mul_(other - means[1]).sum(dtype=torch.float64)) for one, other in pairs)
+    return total / (parts * (parts - 1)) if parts > 1 else 0.0

@@ -62,11 +62,9 @@ class STORMPlusPG(RolloutAlgorithm):
         env: The environment, or the name of a registered one.
         critic_learning_rate: Learning rate of the critic's Adam; a number or a schedule. The actor has none. SB3's
             attribute ``learning_rate`` holds the same.
-        n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all, and 16 at least.
-        reuse_rollouts: Recent rollouts that each update learns from. None: 2048 transitions' worth, one to four; one
-            where a features extractor is trained, as for images.
-        critic_steps: Steps of the critic's optimizer after each rollout. None: 160; as many as make two passes where a
-            features extractor is trained.
+        n_steps: Steps of each environment per rollout. None: 512 transitions in all, 1024 of images; 16 steps at least.
+        reuse_rollouts: Recent rollouts that each update learns from. None: 2048 transitions' worth; one of images.
+        critic_steps: Steps of the critic's optimizer after each rollout. None: 160; one pass over images.
         batch_size: Minibatch size of the critic.
         gamma: Discount factor.
         gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
@@ -210,7 +208,7 @@ class STORMPlusPG(RolloutAlgorithm):
     def _resolve_rollout_size(self) -> int:
         """Transitions of a rollout; ``n_steps`` and ``target_kl`` get their values where they follow them."""
         if self.n_steps is None:
-            self.n_steps = defaults.rollout_steps(self.n_envs)
+            self.n_steps = defaults.rollout_steps(self.n_envs, self.observation_space)
         self.n_steps = check_integer("n_steps (None for the default)", self.n_steps, 1)
         size = self.n_steps * self.n_envs
         if size < 2:

@@ -50,9 +50,9 @@ def test_defaults_where_a_features_extractor_is_trained_make_few_passes_over_a_f
         model = STORMPlusPG("CnnPolicy", RandomEnv(None, IMAGE), device="cpu", **arguments)
         return model.n_steps, model.reuse_rollouts, model.critic_steps, model.fisher_metric.max_states
 
-    assert resolved() == (512, 1, 8, 128)
-    assert resolved(n_steps=1000, batch_size=64) == (1000, 1, 32, 128)
-    assert resolved(reuse_rollouts=3, critic_steps=5) == (512, 3, 5, 128)
+    assert resolved() == (1024, 1, 8, 64)
+    assert resolved(n_steps=1000, batch_size=64) == (1000, 1, 16, 64)
+    assert resolved(reuse_rollouts=3, critic_steps=5) == (1024, 3, 5, 64)
 
 
 def test_nothing_is_measured_of_statistics_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
