@@ -211,7 +211,7 @@ def _tracing(model: BaseAlgorithm, form: str) -> Iterator[None]:
     distribution, disabled = torch.distributions.Distribution, logging.root.manager.disable
     validate = distribution._validate_args
     distribution.set_default_validate_args(False)
-    logging.disable(logging.WARNING)
+    logging.disable(max(disabled, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
