@@ -23,6 +23,9 @@ BLOCKS = [
 @pytest.mark.parametrize("block", BLOCKS)
 def test_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if "onnx" in block:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
     # The same calls for fewer steps, and drawn without a window that is paced for eyes.
     block = block.replace("50_000", "1_024").replace('"human"', '"rgb_array"')
     exec(compile(textwrap.dedent(block), "example", "exec"), {"__name__": "example"})
