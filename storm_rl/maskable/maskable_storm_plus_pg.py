@@ -22,14 +22,13 @@ class MaskableSTORMPlusPG(STORMPlusPG):
     """:class:`~storm_rl.STORMPlusPG` with action masks (Huang, Ontañón 2020, arXiv 2006.14171).
 
     Takes the place of sb3-contrib's ``MaskablePPO``, in the same environments: those with a method ``action_masks()``,
-    of their own or by contrib's wrapper ``ActionMasker``. It gives booleans, true where a choice is allowed: one an
-    action (Discrete), one a choice, dimension after dimension (MultiDiscrete), or two a dimension, for 0 and for 1
-    (MultiBinary). It is asked at the start of a rollout and after each step.
+    of their own or by contrib's wrapper ``ActionMasker``. It gives flat booleans, true where a choice is allowed: one
+    for each action (Discrete), for each choice of each dimension (MultiDiscrete), or for 0 and for 1 in each dimension
+    (MultiBinary). It is called at the start of a rollout and after each step.
 
-    A mask is one more entry of the observation that it belongs to, in the rollout buffer, the window of earlier
-    rollouts, the metric's states and saved models. Whatever evaluates the policy there (importance weights, gradients
-    at the previous parameters, Fisher products) so has the distribution that the action was drawn from, and a
-    forbidden action has probability 0 in all of them.
+    A mask is stored as one more entry of its observation: in the rollout buffer, the window of earlier rollouts, the
+    metric's states and saved models. So importance weights, gradients at the previous parameters and Fisher products
+    are those of the masked distributions, in which a forbidden action has probability 0.
 
     Arguments are those of :class:`~storm_rl.STORMPlusPG`. An own policy is a subclass of one of this package's, an own
     ``rollout_buffer_class`` of ``storm_rl.maskable.MaskableRolloutBuffer``.
