@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete, InvalidActionEnvMultiBinary, InvalidActionEnvMultiDiscrete
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
@@ -109,3 +110,15 @@ def test_maskable_eval_callback(tmp_path: Path) -> None:
     assert np.load(tmp_path / "evaluations.npz")["results"].tolist() == [[100.0, 100.0]]
     best = MaskableSTORMPlusPG.load(tmp_path / "best_model")
     evaluate_policy(best, make(n_invalid_actions=most), n_eval_episodes=1, reward_threshold=99.9, warn=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_it_solves_what_maskable_ppo_solves_in_as_many_env_steps(name: str) -> None:
+    make, half, _ = ENVIRONMENTS[name]
+    for algorithm in (MaskableSTORMPlusPG, MaskablePPO):
+        env = make(n_invalid_actions=half)
+        model = algorithm("MlpPolicy", env, gamma=0.4, seed=0, device="cpu").learn(6_000)
+        assert model.num_timesteps == 6_144
+        # Of 100. Allowed actions at random have 10, 12 and 6.
+        evaluate_policy(model, env, n_eval_episodes=20, reward_threshold=95.0, warn=False)
