@@ -14,12 +14,14 @@ from typing import assert_type
 import torch
 
 from storm_rl import DEFPG, GPOMDP, PAGEPG, SRVRPG, STORMPG, SVRPG, STORMPlusPG
+from storm_rl.maskable import MaskableSTORMPlusPG
 from storm_rl.optim import STORM, MetaSTORM, STORMPlus
 
 model = STORMPlusPG("MlpPolicy", "CartPole-v1", critic_learning_rate=1e-3, target_kl=None)
 assert_type(model.learn(100), STORMPlusPG)
 assert_type(STORMPlusPG.load("model"), STORMPlusPG)
 assert_type(SVRPG("MlpPolicy", "CartPole-v1", baseline="none").learn(100), SVRPG)
+assert_type(MaskableSTORMPlusPG.load("model").learn(100, use_masking=False), MaskableSTORMPlusPG)
 algorithms = [GPOMDP, SVRPG, SRVRPG, STORMPG, PAGEPG, DEFPG]
 
 network = torch.nn.Linear(2, 1)
