@@ -16,6 +16,10 @@ from storm_rl import STORMPlusPG
 
 PACKAGE = Path(storm_rl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+# What no algorithm needs and nothing imports: short files too, and not counted to the core's length.
+OPTIONAL = (
+    "vector_env.py",
+)  # fmt: skip
 
 
 def files_of_an_iteration(**policy_kwargs: Any) -> set[str]:
@@ -50,7 +54,8 @@ def test_an_iteration_runs_through_ten_files_at_most(activation: type[torch.nn.M
 
 def test_the_package_is_short_and_so_is_every_file() -> None:
     lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in FILES}
-    assert sum(lengths.values()) <= 6000
+    assert set(OPTIONAL) <= lengths.keys()
+    assert sum(length for name, length in lengths.items() if name not in OPTIONAL) <= 6000
     assert {name: length for name, length in lengths.items() if length > 420} == {}
 
 
