@@ -20,6 +20,7 @@ def build_model(
     seed: int,
     tensorboard_log: str | None,
     make_env: Callable[..., VecEnv] = make_vec_env,
+    policy: str = "MlpPolicy",
     **arguments: Any,
 ) -> BaseAlgorithm:
     """A model with the settings that a search found for the task, or else its constructor's defaults.
@@ -30,6 +31,7 @@ def build_model(
         seed: Of model and environments.
         tensorboard_log: Folder of the logs, or None.
         make_env: Gymnasium's way or ``envs.batched.make_vec``.
+        policy: Name of the policy.
         **arguments: Constructor arguments in place of the settings, and ``n_envs`` in place of the number of
             environments of the algorithm's row in `ALGORITHMS`, or of 8 if it is not this package's.
     """
@@ -38,7 +40,7 @@ def build_model(
     # BaseAlgorithm's own constructor differs from that of the algorithms.
     build: Any = algorithm
     model: BaseAlgorithm = build(
-        "MlpPolicy",
+        policy,
         make_env(task_id, n_envs=settings.pop("n_envs"), seed=seed),
         seed=seed,
         tensorboard_log=tensorboard_log,
