@@ -5,6 +5,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from storm_rl.zoo import ALGORITHMS
@@ -20,7 +21,6 @@ def build_model(
     seed: int,
     tensorboard_log: str | None,
     make_env: Callable[..., VecEnv] = make_vec_env,
-    policy: str = "MlpPolicy",
     **arguments: Any,
 ) -> BaseAlgorithm:
     """A model with the settings that a search found for the task, or else its constructor's defaults.
@@ -31,7 +31,6 @@ def build_model(
         seed: Of model and environments.
         tensorboard_log: Folder of the logs, or None.
         make_env: Gymnasium's way or ``envs.batched.make_vec``.
-        policy: Name of the policy.
         **arguments: Constructor arguments in place of the settings, and ``n_envs`` in place of the number of
             environments of the algorithm's row in `ALGORITHMS`, or of 8 if it is not this package's.
     """
@@ -39,9 +38,10 @@ def build_model(
     settings = {"n_envs": n_envs, "device": "cpu", **tuned_settings(algorithm.__name__, task_id), **arguments}
     # BaseAlgorithm's own constructor differs from that of the algorithms.
     build: Any = algorithm
+    env = make_env(task_id, n_envs=settings.pop("n_envs"), seed=seed)
     model: BaseAlgorithm = build(
-        policy,
-        make_env(task_id, n_envs=settings.pop("n_envs"), seed=seed),
+        "CnnPolicy" if is_image_space(env.observation_space, check_channels=False) else "MlpPolicy",
+        env,
         seed=seed,
         tensorboard_log=tensorboard_log,
         **settings,

@@ -18,6 +18,7 @@ from experiments.files import locked
 from experiments.report.command import report
 from experiments.storage import load_runs, pack
 from experiments.studies.ablations import ablations
+from experiments.studies.action_bounds import action_bounds
 from experiments.studies.agent_check import agent_check
 from experiments.studies.benchmark import run_benchmark, run_specs
 from experiments.studies.confirm_family import confirm_family
@@ -138,7 +139,7 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
     return alone
 
 
-for study in (optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz):
+for study in (action_bounds, optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz):
     app.command()(_alone(study))
 
 

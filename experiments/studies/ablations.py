@@ -123,7 +123,7 @@ def _steps(rows: pd.DataFrame, agent: str) -> str:
     paired = _paired(rows[rows["task"].isin(reached.index[reached >= 0.5])], "steps_to_threshold")
     if paired.empty:
         return ""
-    mean, error = _over_tasks(np.log(paired[agent] / paired[OURS]))
+    mean, error = _over_tasks((paired[agent] / paired[OURS]).map(np.log))
     return f"{exp(mean):.2f} ({exp(mean - 1.96 * error):.2f} to {exp(mean + 1.96 * error):.2f})"
 
 

@@ -36,7 +36,9 @@ class ActorCritic:
     @torch.no_grad()
     def values(self, observations: ObservationBatch) -> Tensor:
         """Values in units of return, ``(n,)``."""
-        return self.policy.predict_values(observations).flatten()
+        # Of images a network holds many times their memory.
+        parts = [slice(start, start + 256) for start in range(0, batch_size(observations), 256)]
+        return torch.cat([self.policy.predict_values(select(observations, part)).flatten() for part in parts])
 
     def actor(self, observations: ObservationBatch) -> "Actor":
         """The action distribution on these raw states, to be evaluated and differentiated."""
@@ -82,16 +84,15 @@ class Actor:
 
     def part_gradients(self, objective: Objective, parts: Sequence[slice], parameters: Tensor | None = None) -> Tensor:
         """Gradients of the sum of ``objective`` over the states of each part, ``(k, n_parameters)``."""
-        gradients = []
-        rows = torch.arange(batch_size(self.observations), device=self.policy.device)
+        gradients = self.parameters[0].new_empty(len(parts), sum(map(torch.numel, self.parameters)))
         # A pass for each part: one pass over all with a batched backward would carry every part's zeros along.
         with self._parameters_set_to(parameters):
-            for part in parts:
-                states = select(self.observations, rows[part])
+            for part, gradient in zip(parts, gradients, strict=True):
+                states = select(self.observations, part)
                 total = objective(self.policy.get_distribution(states), part).sum()
                 found = torch.autograd.grad(total, self.parameters, materialize_grads=True)
-                gradients.append(parameters_to_vector(found))
-        return torch.stack(gradients)
+                gradient.copy_(parameters_to_vector(found))
+        return gradients
 
     def fisher_product(self) -> Callable[[Tensor], Tensor]:
         """The map ``v -> F v``, flat, with the Fisher matrix averaged over the states."""

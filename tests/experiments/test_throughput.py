@@ -132,7 +132,7 @@ def test_vector_environments_are_measured_behind_the_adapter(kind: str) -> None:
 
 def test_networks_with_convolutions_are_alike_on_pictures() -> None:
     found = on_images("cpu", ["1"])
-    assert [c.n_envs * c.n_steps for c in found] == [512, 512, 40]
+    assert [c.n_envs * c.n_steps for c in found] == [1024, 1024, 40]
     sizes = set()
     for configuration in found:
         model = replace(configuration, n_envs=1, n_steps=4).build()

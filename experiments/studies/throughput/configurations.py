@@ -16,8 +16,8 @@ from experiments.studies.throughput.environments import FRAMES, MAKE_ENV
 ALGORITHMS = ("storm_plus_pg", "ppo_zoo", "a2c_zoo", "trpo_zoo")
 # Ratios and plots are of these.
 ENVIRONMENTS = ("gymnasium", "batched")
-# On images, each with its own rollout but for PPO, whose default of 2,048 steps is as long as its update here.
-ON_IMAGES = ("storm_plus_pg", "ppo_default[n_steps=64]", "a2c_default")
+# On images, PPO with rollouts as long as STORM+PG's: its own 2,048 steps would be 16,384 images.
+ON_IMAGES = ("storm_plus_pg", "ppo_default[n_steps=128]", "a2c_default")
 # One torch thread on one core, and what a user has who sets nothing.
 THREADS = ("1", "default")
 # 64 for the ratio that is published of it.
@@ -60,7 +60,6 @@ class Configuration:
         if self.environments == "frames":
             # STORM+PG's actor and critic share nothing, so that others' do not here.
             arguments["policy_kwargs"]["share_features_extractor"] = False
-            arguments["policy"] = "CnnPolicy"
         return build(self.task, self.algorithm, self.environments, **arguments)
 
 
@@ -144,7 +143,7 @@ def on_images(device: str, threads: Sequence[str] = THREADS) -> list[Configurati
     found = []
     for name in threads:
         for algorithm in ON_IMAGES:
-            n_steps = build("CartPole-v1", algorithm, n_envs=8).n_steps
+            n_steps = build(FRAMES, algorithm, "frames", n_envs=8).n_steps
             found.append(
                 Configuration(FRAMES, algorithm, "frames", 8, n_steps, WIDTHS[0], str(device), str(name), True)
             )

@@ -1,0 +1,34 @@
+"""Defaults of STORM+PG that follow the number of environments, and whether a features extractor is trained."""
+
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+
+# Transitions of a rollout, also of images, and vector steps of it at least; nats of a step at most for the first.
+ROLLOUT_TRANSITIONS = 512
+IMAGE_TRANSITIONS = 1024
+MIN_STEPS = 16
+STEP_KL = 0.02
+
+
+def rollout_steps(n_envs: int, observation_space: spaces.Space[Any]) -> int:
+    """The same number of transitions whatever the number of environments, until too few steps of each are left."""
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    transitions = IMAGE_TRANSITIONS if any(map(is_image_space, parts)) else ROLLOUT_TRANSITIONS
+    return max(MIN_STEPS, -(-transitions // n_envs))
+
+
+def target_kl(size: int) -> float:
+    """Largest KL of a step from a rollout of ``size`` transitions, in nats: larger ones are less noisy."""
+    return STEP_KL * min(2.0, max(1.0, size / ROLLOUT_TRANSITIONS))
+
+
+def work(size: int, batch_size: int, learns_features: bool) -> tuple[int, int, int]:
+    """Rollouts of ``size`` transitions that an update learns from, steps of the critic, states of the Fisher matrix.
+
+    Of images an update costs the passes through the features extractor.
+    """
+    if learns_features:
+        return 1, min(160, -(-size // batch_size)), 64
+    return min(4, max(1, round(4 * ROLLOUT_TRANSITIONS / size))), 160, 1024
