@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from typer.testing import CliRunner
 
 from envs import get_task
@@ -12,8 +12,10 @@ from envs.batched import BatchedEnv
 from experiments.cli import app
 from experiments.studies import throughput as study
 from experiments.studies.throughput import report
-from experiments.studies.throughput.configurations import build, configurations
+from experiments.studies.throughput.configurations import build, configurations, on_images
+from experiments.studies.throughput.environments import has_envpool
 from experiments.studies.throughput.measure import memory, peak_mib, speed
+from storm_rl.vector_env import VectorEnvAdapter
 
 QUICK = ["throughput", "--algorithm", "storm_plus_pg", "--algorithm", "ppo_zoo", "--n-envs", "8", "--n-envs", "64"]
 QUICK += ["--width", "64", "--batch", "512", "--steps", "1", "--no-memory", "--output"]
@@ -110,6 +112,34 @@ def test_batched_environments_take_the_place_of_rl_zoos_inside_its_normalisation
     assert isinstance(env.venv, BatchedEnv)
     assert env.num_envs == 3
     model.learn(30)
+
+
+@pytest.mark.parametrize("kind", ["vector", "envpool"])
+def test_vector_environments_are_measured_behind_the_adapter(kind: str) -> None:
+    if kind == "envpool" and not has_envpool():
+        with pytest.raises(ValueError, match=r"pip install \"storm-rl\[envpool\]\""):
+            build("CartPole-v1", "storm_plus_pg", kind)
+        return
+    for task, algorithm in (("CartPole-v1", "a2c_default"), ("Acrobot-v1", "a2c_zoo")):
+        env = build(task, algorithm, kind, n_envs=3).get_env()
+        inner = env.venv if isinstance(env, VecNormalize) else env
+        assert isinstance(inner, VecMonitor)
+        assert isinstance(inner.venv, VectorEnvAdapter)
+    found = configurations("CartPole-v1", ["storm_plus_pg"], [8, 16], [64, 256], [512], "cpu", ["1"], [kind])
+    assert [(c.environments, c.n_envs, c.width) for c in found] == [(kind, 8, 64), (kind, 16, 64)]
+    assert report.label("a2c_default") == "A2C (SB3 defaults)"
+
+
+def test_networks_with_convolutions_are_alike_on_pictures() -> None:
+    found = on_images("cpu", ["1"])
+    assert [c.n_envs * c.n_steps for c in found] == [1024, 1024, 40]
+    sizes = set()
+    for configuration in found:
+        model = replace(configuration, n_envs=1, n_steps=4).build()
+        assert model.observation_space.shape == (4, 84, 84)
+        sizes.add(sum(values.numel() for values in model.policy.parameters()))
+    assert len(sizes) == 1
+    assert sizes.pop() > 2_000_000  # Convolutions for actor and critic each.
 
 
 def test_one_update_is_measured_and_its_gradients() -> None:

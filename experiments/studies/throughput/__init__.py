@@ -33,7 +33,9 @@ from experiments.studies.throughput.configurations import (
     WIDTHS,
     Configuration,
     configurations,
+    on_images,
 )
+from experiments.studies.throughput.environments import has_envpool
 from experiments.studies.throughput.measure import machine, memory, speed, use_threads
 from experiments.studies.tune_family import UntilThreshold
 
@@ -50,6 +52,15 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class Kind(StrEnum):
+    """Where environments come from."""
+
+    GYMNASIUM = "gymnasium"
+    BATCHED = "batched"
+    VECTOR = "vector"
+    ENVPOOL = "envpool"
 
 
 class Threads(StrEnum):
@@ -70,6 +81,13 @@ def throughput(
     batches: Annotated[
         list[int] | None, typer.Option("--batch", min=2, help="Transitions per rollout; 512, 2048, 8192.")
     ] = None,
+    kinds: Annotated[
+        list[Kind] | None,
+        typer.Option("--environments", help="Single, batched, gymnasium's vector's, EnvPool's; all there are."),
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also networks with convolutions, on pictures that cost nothing.")
+    ] = False,
     task: Annotated[str, typer.Option(help="A task that has batched environments.")] = "CartPole-v1",
     seconds: Annotated[float, typer.Option(min=0.0, help="Of learn() in one measure.")] = 2.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Env steps of a measure, in place of --seconds.")] = None,
@@ -93,7 +111,10 @@ def throughput(
     if runs is not None and timed_seeds:
         raise ValueError("--runs reads stored runs, --timed-seeds makes them: leave out one")
     sizes = (n_envs or N_ENVS, widths or WIDTHS, batches or BATCHES)
-    found = configurations(get_task(task).id, algorithms or ALGORITHMS, *sizes, device, threads or THREADS)
+    chosen = kinds or [kind for kind in Kind if kind != Kind.ENVPOOL or has_envpool()]
+    found = configurations(get_task(task).id, algorithms or ALGORITHMS, *sizes, device, threads or THREADS, chosen)
+    if images:
+        found += on_images(device, threads or THREADS)
     rows = measure_all(found, output / "throughput.csv", seconds, steps, repeats, with_memory)
     timed = None if runs is None else to_threshold(runs)
     if timed_seeds or (runs is None and (output / TIMED).exists()):

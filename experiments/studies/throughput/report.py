@@ -11,8 +11,8 @@ from experiments.files import write_atomically
 from experiments.plots import new_figure, save
 from experiments.report.figures import style
 from experiments.report.page import markdown_table
-from experiments.report.study import OURS, REFERENCE, label
-from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, WIDTHS
+from experiments.report.study import OURS, REFERENCE
+from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, WIDTHS, find_contestant
 
 PARTS = {"environment_us": "environment", "policy_us": "policy", "update_us": "update", "other_us": "other"}
 EXPLANATION = (
@@ -21,8 +21,15 @@ EXPLANATION = (
     "Microseconds per env step: *environment* with its wrappers; *policy*, the rest of the collection; *update*; "
     "*other*, mostly logging. *Share of raw*: of the rate at which the same environments step under random actions. "
     "Memory: the peak of a fresh process, and in brackets how far it is above that of a small configuration. In bold: "
-    "the algorithm's own number of environments and rollout."
+    "the algorithm's own number of environments and rollout. Environments: *gymnasium* are single ones in SB3's "
+    "`DummyVecEnv`, *batched* this repository's, *vector* gymnasium's own vector environments and *envpool* EnvPool's, "
+    "both behind `VectorEnvAdapter`; *frames* are pictures that cost nothing, for networks with convolutions."
 )
+
+
+def label(agent: str) -> str:
+    """Name in tables and figures."""
+    return find_contestant(agent).label
 
 
 def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
