@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import traceback
+import warnings
 
 from storm_rl.zoo.algorithms import ALGORITHMS
 from storm_rl.zoo.registration import MissingExtraError, register
@@ -19,9 +20,7 @@ COMMANDS: dict[str, str] = {
 USAGE = f"""usage: storm-rl-zoo {{{",".join(COMMANDS)}}} [RL Zoo's options]
 
 RL Zoo's scripts with {", ".join(ALGORITHMS)} among its algorithms.
-Hyperparameters of these come with storm-rl unless -conf names a file. Example:
-storm-rl-zoo train --algo storm_plus_pg --env Acrobot-v1
-storm-rl-zoo COMMAND --help lists RL Zoo's options of that command."""
+Hyperparameters of these come with storm-rl unless -conf names a file. COMMAND --help lists RL Zoo's options."""
 HINT = """(--help lists the options; values are Python's, as in -params gamma:0.9 baseline:"'state_value'";
 what RL Zoo needs comes with pip install "storm-rl[zoo]")"""
 
@@ -39,14 +38,15 @@ def with_hyperparameter_file(arguments: list[str]) -> list[str]:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """Run RL Zoo's script; where there is no display its plots go to files."""
+    """Run RL Zoo's script, with ``--help`` where nothing is asked; where there is no display its plots go to files."""
     hidden = sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"} & {*os.environ}
     if command == "train":
         arguments = with_hyperparameter_file(arguments)
     elif command == "enjoy" and hidden and not {"--no-render", "--help", "-h"} & {*arguments}:
         raise ValueError("there is no display: take --no-render, or record_video")
-    # Which the scripts read; some need arguments and do not say so.
     sys.argv = [f"storm-rl-zoo {command}", *(arguments or ["--help"])]
+    # That a script was imported, and that there is no display.
+    warnings.filterwarnings("ignore", "'rl_zoo3.plots|FigureCanvasAgg")
     runpy.run_module(COMMANDS[command], run_name="__main__")
     if "plot" in command and "--no-display" not in arguments:
         from matplotlib import pyplot

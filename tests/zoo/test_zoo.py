@@ -201,6 +201,7 @@ def test_a_given_file_and_other_algorithms_are_left_alone() -> None:
         hyperparameter_file("ppo")
 
 
+@pytest.mark.filterwarnings("error:'rl_zoo3.plots", "error:FigureCanvasAgg")
 def test_plot_draws_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("seaborn") is None:
         pytest.skip("RL Zoo's plots need seaborn")
