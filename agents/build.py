@@ -5,6 +5,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from storm_rl.zoo import ALGORITHMS
@@ -37,9 +38,10 @@ def build_model(
     settings = {"n_envs": n_envs, "device": "cpu", **tuned_settings(algorithm.__name__, task_id), **arguments}
     # BaseAlgorithm's own constructor differs from that of the algorithms.
     build: Any = algorithm
+    env = make_env(task_id, n_envs=settings.pop("n_envs"), seed=seed)
     model: BaseAlgorithm = build(
-        "MlpPolicy",
-        make_env(task_id, n_envs=settings.pop("n_envs"), seed=seed),
+        "CnnPolicy" if is_image_space(env.observation_space, check_channels=False) else "MlpPolicy",
+        env,
         seed=seed,
         tensorboard_log=tensorboard_log,
         **settings,

@@ -1,6 +1,6 @@
 """Variants of STORM+PG that switch parts off, for ablations, and the paper's STORM+ to the letter."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -9,11 +9,14 @@ from torch import Tensor
 
 from storm_rl.common.checks import check_integer, check_range
 from storm_rl.common.importance_weights import check_mask, per_decision_weights, trajectory_weights
-from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
-from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
-from storm_rl.storm_plus_pg.recursion import Momentum, PolicyRecursion
+from storm_rl.optim.recursion import squared_norm, storm_plus_momentum
+from storm_rl.storm_plus_pg.actor_critic import Actor
+from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 from storm_rl.storm_plus_pg.rollouts import Transitions
 from storm_rl.storm_plus_pg.storm_plus_pg import STORMPlusPG, Weigh
+
+Momentum = Literal["measured", "storm+"] | float
 
 PAPER: dict[str, Any] = {
     "momentum": "storm+",
@@ -60,7 +63,7 @@ class STORMPlusPGVariant(STORMPlusPG):
         weights: Literal["per_step", "per_decision", "trajectory"] = "per_step",
         metric: Literal["fisher", "euclidean"] = "fisher",
         fisher_rollouts: int = STORMPlusPG.fisher_rollouts,
-        fisher_states: int = STORMPlusPG.fisher_states,
+        fisher_states: int | None = STORMPlusPG.fisher_states,
         advantage_floor: float = STORMPlusPG.advantage_floor,
         **kwargs: Any,
     ) -> None:
@@ -82,7 +85,8 @@ class STORMPlusPGVariant(STORMPlusPG):
         if self.step_kl is not None:
             check_range("step_kl (None for STORM+'s step size)", self.step_kl, 0.0, low_included=False)
         self.fisher_rollouts = check_integer("fisher_rollouts", self.fisher_rollouts, 1)
-        self.fisher_states = check_integer("fisher_states", self.fisher_states, 1)
+        if self.fisher_states is not None:
+            self.fisher_states = check_integer("fisher_states", self.fisher_states, 1)
         self._make_recursion()  # Refuses an unknown momentum.
         if self.weights not in ("per_step", "per_decision", "trajectory"):
             raise ValueError(f'weights must be "per_step", "per_decision" or "trajectory", got {self.weights!r}.')
@@ -93,18 +97,19 @@ class STORMPlusPGVariant(STORMPlusPG):
                 f"target_kl={self.target_kl!r} bounds a step in the Fisher metric; with metric='euclidean' it must "
                 "be None."
             )
-        if self.fisher_states < self.fisher_rollouts:
+        if self.fisher_states is not None and self.fisher_states < self.fisher_rollouts:
             raise ValueError(
                 f"fisher_states must give each of fisher_rollouts={self.fisher_rollouts} rollouts at least one state, "
                 f"got {self.fisher_states!r}."
             )
 
     def _make_recursion(self) -> PolicyRecursion:
-        kind = PolicyRecursion if self.corrected else PlainMomentum
-        return kind(self.momentum)
+        if self.momentum == "measured":
+            return PolicyRecursion() if self.corrected else PlainMomentum()
+        return ScheduledMomentum(self.momentum) if self.corrected else PlainScheduledMomentum(self.momentum)
 
-    def _natural_direction(self, networks: ActorCritic | NumpyActorCritic, direction: Tensor) -> Tensor:
-        return direction if self.metric == "euclidean" else super()._natural_direction(networks, direction)
+    def _natural_direction(self, recent: Actor | NumpyActor, direction: Tensor) -> Tensor:
+        return direction if self.metric == "euclidean" else super()._natural_direction(recent, direction)
 
     def _bounded(self, step_size: float, direction_square: float) -> float:
         if self.step_kl is None or direction_square <= 0.0:
@@ -127,6 +132,59 @@ class PlainMomentum(PolicyRecursion):
 
     def _mixed(self, gradient: Tensor, direction: Tensor, gradient_at_previous: Tensor) -> Tensor:
         return super()._mixed(gradient, direction, gradient)
+
+
+class ScheduledMomentum(PolicyRecursion):
+    """The recursion with a momentum that is known beforehand, and with it every divisor ``b_i = a_{i+1}``.
+
+    Args:
+        rule: ``"storm+"``: the paper's schedule, ``a_{t+1} = (1 + sum ||g_i||^2)^(-2/3)``. A number in (0, 1]: constant
+            (STORM-PG, Yuan et al. 2020); 1 forgets the past.
+
+    Raises:
+        ValueError: A number outside its range.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = (*PolicyRecursion.state_names, "sum_squared_gradients")
+
+    def __init__(self, rule: Literal["storm+"] | float) -> None:
+        known = rule == "storm+" if isinstance(rule, str) else 0.0 < rule <= 1.0
+        if not known:
+            raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {rule!r}')
+        super().__init__()
+        self.rule = rule
+        self.sum_squared_gradients = 0.0
+
+    @property
+    def scheduled_momentum(self) -> float:
+        """``a_{t+1}`` from the gradients seen so far; 1 before the first."""
+        if isinstance(self.rule, str):
+            return storm_plus_momentum(self.sum_squared_gradients)
+        return float(self.rule) if self.direction is not None else 1.0
+
+    @property
+    def needs_previous(self) -> bool:
+        """Not where the past is forgotten."""
+        return super().needs_previous and self.scheduled_momentum < 1.0
+
+    def next_direction(
+        self, parameters: Tensor, gradients: Tensor, gradients_at_previous: Tensor | None, n_rollouts: int = 1
+    ) -> Tensor:
+        """As of the base, and the gradient is counted."""
+        direction = super().next_direction(parameters, gradients, gradients_at_previous, n_rollouts)
+        self.sum_squared_gradients += squared_norm([gradients.mean(dim=0)])
+        return direction
+
+    def next_momentum(self, parameters: Tensor, gradients: Tensor, gradients_at_previous: Tensor, used: float) -> float:
+        """``a_t`` of the schedule."""
+        return self.scheduled_momentum
+
+    def _divisor(self) -> float:
+        return self.scheduled_momentum
+
+
+class PlainScheduledMomentum(PlainMomentum, ScheduledMomentum):
+    """Both."""
 
 
 def segment_weights(

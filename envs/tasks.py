@@ -52,14 +52,18 @@ OUTSIDE_TASKS: dict[str, Task] = {
         Task("Reacher-v5", 200_000, 10_000, -5.0, (-50.0, -3.75)),
         Task("Hopper-v5", 200_000, 10_000, 1_000.0, (0.0, 3_800.0)),
         Task("HalfCheetah-v5", 200_000, 10_000, 1_500.0, (0.0, 4_800.0)),
+        Task("MinAtarBreakout-v1", 100_000, 5_000, 10.0, (0.0, 20.0)),
+        Task("MinAtarSpaceInvaders-v1", 100_000, 5_000, 30.0, (0.0, 60.0)),
         Task("FrozenLake-v1", 100_000, 5_000, 0.7, (0.0, 0.8)),
     )
 }
-"""Tasks outside the benchmark: Box2D, MuJoCo (the extra ``outside``) and toy text.
+"""Tasks outside the benchmark: Box2D, MuJoCo, images (the extra ``outside``) and toy text.
 
 No default was chosen on them, but for the size of gSDE's noise: InvertedDoublePendulum and Reacher were looked at for
 it. Thresholds are gymnasium's own, but for Reacher-v5, where -5 stands in for its -3.75, Hopper-v5 (3,800) and
 HalfCheetah-v5 (4,800), whose own are out of reach in 200,000 env steps; theirs are the upper ends of the score ranges.
+MinAtar's games, of which ``envs.minatar`` makes images, have none, and were looked at for what an update on images
+computes.
 """
 
 

@@ -135,10 +135,8 @@ def check_policy_outputs(step: int, **outputs: Tensor) -> None:
         ValueError: Names the tensor and the environment it was for.
     """
     for name, values in outputs.items():
-        if not values.is_floating_point() or is_finite(values):
-            continue
-        finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
-        if not finite.all():
+        if values.is_floating_point() and not is_finite(values):
+            finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
             raise ValueError(
                 f"the policy gave NaN or infinite {name} for environment {int((~finite).nonzero()[0])} at env step "
                 f"{step}: {not_finite(values)}. No action was taken; look at the policy's parameters."

@@ -309,8 +309,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             return distribution.proba_distribution(outputs)
         outputs, log_std = self.action_middle + self.action_unit * outputs, self.log_std_of_actions(log_std)
         if isinstance(distribution, StateDependentNoiseDistribution):
-            features = functional.pad(latent, (0, 1), value=1.0)
-            return distribution.proba_distribution(outputs, log_std, features / features.norm(dim=1, keepdim=True))
+            return distribution.proba_distribution(outputs, log_std, noise_features(latent))
         return distribution.proba_distribution(outputs, log_std)
 
     def log_std_of_actions(self, log_std: Tensor) -> Tensor:
@@ -330,12 +329,16 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         if self.normalize_observations:
             self.observation_statistics.update(observations)
         if any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for module in self.modules()):
-            # Acting and differentiating leave those of a batch normalisation alone.
-            training = self.training
+            training = self.training  # Acting and differentiating leave these alone.
             self.set_training_mode(True)
             with torch.no_grad():
                 _ = self.get_distribution(observations), self.predict_values(observations)
             self.set_training_mode(training)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are any that :meth:`update_observation_statistics` moves; images alone have none."""
+        return any(name.endswith(("count", "num_batches_tracked")) for name, _ in self.named_buffers())
 
     @property
     def value_scale(self) -> float:
@@ -380,6 +383,11 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
     "CnnPolicy": StandardisedActorCriticCnnPolicy,
     "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
 }
+
+
+def noise_features(latent: Tensor) -> Tensor:
+    """Features of gSDE, ``(n, k + 1)``, scaled to length 1: the last hidden layer ``(n, k)`` and a constant 1."""
+    return functional.normalize(functional.pad(latent, (0, 1), value=1.0))
 
 
 def action_units(action_space: spaces.Space[Any], squashed: bool = False) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 import inspect
 import io
 import os
-import random
 import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self, get_args
@@ -29,6 +28,7 @@ from storm_rl.common.policies import (
     StandardisedMultiInputActorCriticPolicy,
     batch_size,
 )
+from storm_rl.common.random_state import random_state, set_random_state
 from storm_rl.version import __version__
 
 _ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -199,7 +199,10 @@ class ResumableAlgorithm(BaseAlgorithm):
 
     def _run_state(self) -> dict[str, Any]:
         """What a continuation needs beside the parameters: tensors and plain Python."""
-        return {"random_state": _random_state(self.device), "exploration_noise": _exploration_noise(self.policy)}
+        numbers = random_state([self.device])
+        _, keys, *rest = np.random.get_state()  # noqa: NPY002  # The same as plain data.
+        numbers["numpy"] = [torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest]
+        return {"random_state": numbers, "exploration_noise": _exploration_noise(self.policy)}
 
     def _load_run_state(self, state: dict[str, Any], resumes: bool) -> None:
         """Restore what `_run_state` gave; parts may be missing. ``resumes``: the environments are not reset."""
@@ -214,7 +217,9 @@ class ResumableAlgorithm(BaseAlgorithm):
             restore_environment(self.env, state["env_state"])
         _set_exploration_noise(self.policy, state.get("exploration_noise", {}))
         if "random_state" in state:
-            _set_random_state(state["random_state"], self.device)
+            keys, *rest = state["random_state"]["numpy"]
+            numpy = ("MT19937", keys.numpy().astype(np.uint32), *rest)
+            set_random_state({**state["random_state"], "numpy": numpy})
 
     @classmethod
     def load(
@@ -310,26 +315,6 @@ def _check_space(name: str, space: spaces.Space[Any], supported: tuple[type[spac
         raise ValueError(f"{name} space {space} must have finite bounds.")
     if isinstance(space, spaces.Box) and name != "action" and space.shape == ():
         raise ValueError(f"{name} space {space} must have a dimension; reshape it in a wrapper.")
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """States of the generators that training draws from; numpy's array is kept as a tensor."""
-    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  # SB3's wrappers draw from it.
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
-        "python": random.getstate(),
-    }
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    random.setstate(state["python"])
 
 
 def _exploration_noise(policy: BasePolicy) -> dict[str, torch.Tensor]:

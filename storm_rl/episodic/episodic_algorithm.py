@@ -41,9 +41,9 @@ ENDLESS_EPISODE = 100_000
 class EpisodicAlgorithm(ResumableAlgorithm):
     r"""Base class: ascend :math:`J(\theta) = E[\sum_h \gamma^h r_h]` along an `AnchoredRecursion` of gradients.
 
-    Each iteration collects a batch of complete episodes (large or small, as the recursion asks), evaluates the
-    gradient there at the current parameters and, importance-weighted, at the anchor, mixes them, and makes one step
-    of an Adam. Subclasses say which recursion it is. What is decided here, for all of them:
+    Each iteration collects a batch of complete episodes (large or small, as the recursion asks), takes the gradient
+    there at the current parameters and, importance-weighted, at the anchor, mixes them, and makes a step of an Adam.
+    Subclasses say which recursion it is. What is decided here, for all of them:
 
     - *Batches* are the first episodes to start (see `EpisodeQuota`): none is favoured for being short. Environments
       that idle meanwhile cost env steps; one environment, or a batch of many episodes for each, wastes the least.
@@ -256,9 +256,10 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         """Sample an action for each environment from the policy that plays there."""
         actions: Tensor = self.action_distribution(observations)
         if self.recursion.anchor is not None and (sources == 1).any():
+            check_policy_outputs(self.num_timesteps, actions=actions)  # Also where none of them is taken.
             from_anchor = self.action_distribution.with_parameters(self.recursion.anchor, observations)
-            chosen = torch.as_tensor(sources == 1, device=actions.device)
-            actions = torch.where(chosen.reshape(-1, *[1] * (actions.dim() - 1)), from_anchor, actions)
+            chosen = torch.as_tensor(sources == 1, device=actions.device).reshape(-1, *[1] * (actions.dim() - 1))
+            actions = torch.where(chosen, from_anchor, actions)
         return actions
 
     def learn(
@@ -348,8 +349,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         """Step along ``direction``; its effective size, the norm of the step over that of Adam's first moment."""
         if not np.isfinite(norm := vector_norm(direction)):
             raise ValueError(f"the direction's norm is {norm}; smaller steps or a max_weight may help")
-        optimizer = self._optimizer(large)
-        parameters = self.action_distribution.named(list(direction))
+        optimizer, parameters = self._optimizer(large), self.action_distribution.named(list(direction))
         before = {name: values.detach().clone() for name, values in parameters.items()}
         for name, values in parameters.items():
             values.grad = -direction[name].to(values.dtype)

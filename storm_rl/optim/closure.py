@@ -1,45 +1,14 @@
 """One closure, two points, one sample: what has to be put back between the two evaluations."""
 
-import random
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 Closure = Callable[[], Tensor | float]
-
-
-class RandomState:
-    """The global random states that a closure may draw from: torch's, Python's and numpy's.
-
-    On CUDA the states of the given devices. Generators that a program keeps for itself are out of reach.
-    """
-
-    def __init__(self, devices: Collection[torch.device]) -> None:
-        self._torch = torch.get_rng_state()
-        self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices if device.type == "cuda"}
-        self._python = random.getstate()
-        # numpy is looked up and not imported: a program that never imported it cannot have drawn from it.
-        self._numpy: Any = sys.modules.get("numpy")
-        self._numpy_state: Any = self._numpy.random.get_state(legacy=False) if self._numpy else None
-
-    def now(self) -> "RandomState":
-        """The present states of the same generators."""
-        return RandomState(self._cuda)
-
-    def restore(self) -> None:
-        """Put the states back."""
-        torch.set_rng_state(self._torch)
-        for device, state in self._cuda.items():
-            torch.cuda.set_rng_state(state, device)
-        random.setstate(self._python)
-        if self._numpy:
-            self._numpy.random.set_state(self._numpy_state)
 
 
 class Buffers:

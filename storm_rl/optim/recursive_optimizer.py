@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from storm_rl.common.random_state import random_state, set_random_state
 from storm_rl.optim.checks import checked_gradient, checked_loss, nonnegative
-from storm_rl.optim.closure import Buffers, Closure, RandomState, swap, watch_buffers
+from storm_rl.optim.closure import Buffers, Closure, swap, watch_buffers
 from storm_rl.optim.recursion import Number, squared_norm, update_direction
 
 GROUP_OPTIONS = ("lr", "weight_decay", "maximize")
@@ -119,7 +120,7 @@ class RecursiveOptimizer(Optimizer, ABC):
                 f"{self.algorithm}: step needs a closure that computes the loss, calls backward() and "
                 f"returns the loss, since it takes gradients at two points on one sample; got {closure!r}"
             )
-        before = RandomState({p.device for p in parameters}) if self.param_groups[0]["replay"] else None
+        before = random_state({p.device for p in parameters}) if self.param_groups[0]["replay"] else None
         with watch_buffers() as buffers:
             loss, squared_gradient = self._evaluate(closure, parameters)
         gradients = {p: p.grad for p in parameters if p.grad is not None}
@@ -159,7 +160,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         return loss, squared_gradient
 
     def _evaluate_at_previous(
-        self, closure: Closure, parameters: Sequence[Tensor], buffers: Buffers, before: RandomState | None
+        self, closure: Closure, parameters: Sequence[Tensor], buffers: Buffers, before: dict[str, Any] | None
     ) -> dict[Tensor, Tensor]:
         """Gradients at ``x_{t-1}`` on the sample just used; leaves everything but ``previous`` as it was.
 
@@ -168,13 +169,13 @@ class RecursiveOptimizer(Optimizer, ABC):
         remembered = [p for p in parameters if "previous" in self.state.get(p, ())]
         previous = [self.state[p]["previous"] for p in remembered]
         current_gradients = [p.grad for p in parameters]
-        after, after_buffers = before and before.now(), buffers.now()
+        after, after_buffers = before and random_state({p.device for p in parameters}), buffers.now()
         # Parameters without a previous value have not moved by this optimiser: x_{t-1} is x_t there.
         swap(remembered, previous)
         try:
             buffers.restore()
             if before:
-                before.restore()
+                set_random_state(before)
             self._evaluate(closure, parameters)
             for p, current in zip(parameters, current_gradients, strict=True):
                 if current is not None and p.grad is not None and p.numel() and p.grad.data_ptr() == current.data_ptr():
@@ -190,7 +191,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         finally:
             after_buffers.restore()
             if after:
-                after.restore()
+                set_random_state(after)
             for p, current in zip(parameters, current_gradients, strict=True):
                 p.grad = current
         return at_previous

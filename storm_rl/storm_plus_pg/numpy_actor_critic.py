@@ -14,7 +14,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    StateDependentNoiseDistribution,
+)
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, MlpExtractor
@@ -25,6 +30,7 @@ from storm_rl.common.policies import (
     RunningMeanStd,
     StandardisedActorCriticPolicy,
     StandardisedFeatures,
+    noise_features,
 )
 from storm_rl.common.threads import one_thread
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic, Objective
@@ -42,6 +48,9 @@ _OWN_METHODS = (
     "predict_values",
     "scaled_values",
 )
+
+# Options of gSDE's distribution that :class:`Noise` does not have.
+_SDE_OPTIONS = ("learn_features", "use_expln")
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -74,7 +83,10 @@ class NumpyActorCritic:
         own, base = type(policy), StandardisedActorCriticPolicy
         if any(getattr(own, name) is not getattr(base, name) for name in _OWN_METHODS):
             return None
-        if type(policy.mlp_extractor) is not MlpExtractor or getattr(policy.action_dist, "learn_features", False):
+        noise, log_std = policy.action_dist, getattr(policy, "log_std", None)
+        if type(policy.mlp_extractor) is not MlpExtractor or any(getattr(noise, name, False) for name in _SDE_OPTIONS):
+            return None
+        if log_std is not None and not isinstance(noise, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
             return None
         hooked = any(part._backward_hooks or part._post_accumulate_grad_hooks for part in policy.parameters())
         if hooked or any(map(_is_changed, (*policy.modules(), policy.action_dist))):
@@ -83,7 +95,6 @@ class NumpyActorCritic:
         critic = mlp_from_modules(policy.mlp_extractor.value_net, policy.value_head.linear)
         if actor is None or critic is None:
             return None
-        log_std = getattr(policy, "log_std", None)
         n_noise = log_std.numel() if isinstance(log_std, nn.Parameter) else 0
         # More parameters than these are a features extractor's, and fewer are trained where some are frozen.
         parts = (policy.actor_parameters(), policy.critic_parameters())
@@ -101,7 +112,7 @@ class NumpyActorCritic:
         layers = self.actor_network.forward(self._acting_features(observations))
         outputs = torch.from_numpy(layers[-1])
         if type(self.policy.action_dist) is CategoricalDistribution:
-            # The same samples from the same random stream as by torch's Categorical, which takes several times as long.
+            # The same samples from the same stream as by torch's Categorical, which takes several times as long.
             actions = torch.multinomial(torch.softmax(outputs, dim=1), 1)
             return actions.flatten(), torch.log_softmax(outputs, dim=1).gather(1, actions).flatten()
         distribution = self.policy.distribution_of(outputs, torch.from_numpy(layers[-2]), self.log_std)
@@ -206,32 +217,24 @@ class NumpyActor:
         network, log_std = self._at(parameters)
         layers = self.layers if parameters is None else network.forward(self.features)
         with torch.no_grad():
-            distribution = self.policy.distribution_of(
-                torch.from_numpy(layers[-1]), torch.from_numpy(layers[-2]), log_std
-            )
-            return copy.copy(distribution)
+            outputs, latent = torch.from_numpy(layers[-1]), torch.from_numpy(layers[-2])
+            return copy.copy(self.policy.distribution_of(outputs, latent, log_std))
 
     def part_gradients(self, objective: Objective, parts: Sequence[slice], parameters: Tensor | None = None) -> Tensor:
         """Gradients of the sum of ``objective`` over the states of each part, ``(k, n_parameters)``."""
         network, log_std = self._at(parameters)
         layers = self.layers if parameters is None else network.forward(self.features)
-        outputs, latent = torch.from_numpy(layers[-1]), torch.from_numpy(layers[-2])
+        outputs, latent = torch.from_numpy(layers[-1]).requires_grad_(), torch.from_numpy(layers[-2])
         gradients = outputs.new_zeros(len(parts), network.n_parameters + (0 if log_std is None else log_std.numel()))
-        if log_std is None:
-            leaf = outputs.detach().requires_grad_()
-            total = objective(self.policy.distribution_of(leaf, latent, None), slice(0, len(outputs))).sum()
-            (cotangent,) = torch.autograd.grad(total, leaf)
-        else:
-            # The noise's own parameters are shared by all states: a pass for each part tells its share.
-            log_std = log_std.clone().requires_grad_()
-            cotangents = []
+        distribution = self.policy.distribution_of(outputs, latent, log_std)
+        normal: Any = distribution.distribution
+        leaves = [outputs] if log_std is None else [outputs, normal.scale.requires_grad_()]
+        total = objective(distribution, slice(0, len(outputs))).sum()
+        cotangent, *by_std = torch.autograd.grad(total, leaves, materialize_grads=True)
+        if log_std is not None:
+            noise = Noise(self.policy, normal.scale, latent, log_std)
             for part, gradient in zip(parts, gradients, strict=True):
-                leaf = outputs[part].detach().requires_grad_()
-                total = objective(self.policy.distribution_of(leaf, latent[part], log_std), part).sum()
-                rows, noise = torch.autograd.grad(total, (leaf, log_std), materialize_grads=True)
-                cotangents.append(rows)
-                gradient[network.n_parameters :] = noise.flatten()
-            cotangent = torch.cat(cotangents)
+                gradient[network.n_parameters :] = noise.vjp(by_std[0], part)
         deltas = network.backward(network.activation_derivatives(layers), cotangent.numpy())
         for part, array in zip(parts, gradients.numpy(), strict=True):
             network.gradient(layers, deltas, network.split(array[: network.n_parameters]), part)
@@ -258,10 +261,13 @@ class NumpyActor:
         outputs, latent = torch.from_numpy(self.layers[-1]), torch.from_numpy(self.layers[-2])
         if type(self.policy.action_dist) is CategoricalDistribution:
             return functools.partial(_categorical_hessian_product, torch.softmax(outputs, dim=1))
+        if self.log_std is not None:
+            normal: Any = self.distribution().distribution
+            noise = Noise(self.policy, normal.scale, latent, self.log_std)
+            return functools.partial(_gaussian_hessian_product, noise, self.policy.action_unit)
         leaf = outputs.clone().requires_grad_()
-        log_std = None if self.log_std is None else self.log_std.clone().requires_grad_()
-        divergence = mean_kl(self.distribution(), self.policy.distribution_of(leaf, latent, log_std))
-        return fisher_vector_product(divergence, [leaf] if log_std is None else [leaf, log_std])
+        divergence = mean_kl(self.distribution(), self.policy.distribution_of(leaf, latent, None))
+        return fisher_vector_product(divergence, [leaf])
 
     def _at(self, vector: Tensor | None) -> tuple[NumpyMLP, Tensor | None]:
         if vector is None:
@@ -277,12 +283,45 @@ def _categorical_hessian_product(probabilities: Tensor, vector: Tensor) -> Tenso
     return (weighted - probabilities * weighted.sum(dim=1, keepdim=True)).flatten() / len(probabilities)
 
 
+def _gaussian_hessian_product(noise: "Noise", unit: Tensor, vector: Tensor) -> Tensor:
+    """By ``1 / std^2`` and ``2 / std^2``, the Hessian of a Gaussian's KL in its mean and its standard deviation."""
+    moved, log_std = vector[: noise.std.numel()].view_as(noise.std), vector[noise.std.numel() :]
+    by_mean = moved * (unit / noise.std).square()
+    by_noise = noise.vjp(2.0 * noise.jvp(log_std) / noise.std.square())
+    return torch.cat([by_mean.flatten(), by_noise]) / len(noise.std)
+
+
+class Noise:
+    """Standard deviations of a Gaussian policy's actions, ``(n, n_actions)``, and their Jacobian in ``log_std``.
+
+    Their squares are ``features^2 @ exp(2 log_std)`` for gSDE, and ``exp(2 log_std)`` where all states have one noise.
+    """
+
+    def __init__(self, policy: StandardisedActorCriticPolicy, std: Tensor, latent: Tensor, log_std: Tensor) -> None:
+        self.std = std.detach()
+        self._shape = log_std.shape
+        variances = (2.0 * policy.log_std_of_actions(log_std)).exp()
+        self._variances = variances.view(-1, variances.shape[-1]).expand(-1, self.std.shape[1])
+        gsde = isinstance(policy.action_dist, StateDependentNoiseDistribution)
+        self._squares = noise_features(latent).square() if gsde else torch.ones_like(self.std[:, :1])
+
+    def jvp(self, tangent: Tensor) -> Tensor:
+        """Their derivative along a flat ``tangent`` of ``log_std``."""
+        moved: Tensor = self._squares @ (self._variances * tangent.view(self._shape))
+        return moved / self.std
+
+    def vjp(self, cotangent: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Gradient of ``(cotangent * std)[rows].sum()`` in ``log_std``, flat."""
+        by_variance: Tensor = self._squares[rows].T @ (cotangent / self.std)[rows]
+        return (by_variance * self._variances).sum_to_size(self._shape).flatten()
+
+
 def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
     """The network that ``modules`` make in a row, with their own parameters; None if they are of other kinds."""
     arrays: list[Array] = []
     activations: list[type[nn.Module]] = []
-    for module in _leaves(modules):
-        # Exact types: a subclass may compute anything.
+    # Exact types: a subclass may compute anything.
+    for module in (part for whole in modules for part in whole.modules() if type(part) is not nn.Sequential):
         if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
             arrays += [module.weight.detach().numpy(), module.bias.detach().numpy()]
             activations.append(nn.Identity)
@@ -350,13 +389,6 @@ def _is_changed(part: object) -> bool:
     # Torch has no public way to ask for hooks.
     own, kind = vars(part), type(part)
     return any(map(own.get, _HOOKS)) or any(callable(own[name]) and hasattr(kind, name) for name in own)
-
-
-def _leaves(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for module in modules:
-        found += _leaves(list(module)) if type(module) is nn.Sequential else [module]
-    return found
 
 
 def _in_numpy(*tensors: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """The recursion over policy gradients: what is remembered between two updates, and how strongly."""
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from gymnasium import spaces
@@ -12,9 +12,7 @@ from torch.nn.utils import parameters_to_vector
 
 from storm_rl.common.checks import check_finite
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy
-from storm_rl.optim.recursion import recursive_direction, squared_norm, storm_plus_momentum, storm_plus_step_size
-
-Momentum = Literal["measured", "storm+"] | float
+from storm_rl.optim.recursion import recursive_direction, squared_norm, storm_plus_step_size
 
 # Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
 # of the error is a small difference of large numbers.
@@ -139,32 +137,25 @@ class PolicyRecursion:
         \eta_t &= \Big( \sum_{i \le t} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
 
     with :math:`g'_t` the gradient at the previous parameters on the data of :math:`g_t`, and :math:`M` the metric of
-    the step, in which :math:`\eta_t` has no unit. The paper (see :mod:`storm_rl.optim.recursion`) has :math:`M = I`
-    and :math:`b_i = a_{i+1}`, and so has ``momentum="storm+"``. A measured :math:`a_{i+1}` is not known yet when step
-    :math:`i` is taken: there :math:`b_i = \max(a_i, 0.1)`. A constant momentum has :math:`b_i = a`.
+    the step, in which :math:`\eta_t` has no unit. The paper (see :mod:`storm_rl.optim.recursion`) has :math:`M = I`, a
+    schedule of :math:`a_t`, and :math:`b_i = a_{i+1}`. Here :math:`a_t` is measured (:meth:`next_momentum`), so that
+    the next one is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
 
     Gradients come as those of ``k`` independent parts of the window of rollouts, ``(k, n)``; their mean is ``g_t``.
-
-    Args:
-        momentum: How ``a_t`` is set. ``"measured"``: what minimises the error of ``d_t`` as measured, see
-            :meth:`measured_momentum`. ``"storm+"``: the paper's schedule. A number in (0, 1]:
-            constant (STORM-PG, Yuan et al. 2020); 1 forgets the past.
 
     Attributes:
         direction: ``d_t`` of the last update; None before the first.
         previous_parameters: ``theta_t`` of the last update, flat.
         momentum: ``a_t`` of the last update; 1 before the first.
         rollout_weights: What each rollout of the last window weighs in ``direction``, oldest first.
-
-    Raises:
-        ValueError: A momentum outside its range.
     """
 
-    def __init__(self, momentum: Momentum) -> None:
-        known = momentum in ("measured", "storm+") if isinstance(momentum, str) else 0.0 < momentum <= 1.0
-        if not known:
-            raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {momentum!r}')
-        self.rule = momentum
+    state_names: ClassVar[tuple[str, ...]] = (
+        *("direction", "previous_parameters", "momentum", "rollout_weights"),
+        *("error_sums", "error_weight", "sum_weighted_directions"),
+    )
+
+    def __init__(self) -> None:
         self._parameters: list[nn.Parameter] = []
         self.direction: Tensor | None = None
         self.previous_parameters: Tensor | None = None
@@ -172,7 +163,6 @@ class PolicyRecursion:
         self.rollout_weights: list[float] = []
         self.error_sums = [0.0, 0.0]
         self.error_weight = 0.0
-        self.sum_squared_gradients = 0.0
         self.sum_weighted_directions = 0.0
 
     def restart(self) -> None:
@@ -190,14 +180,7 @@ class PolicyRecursion:
     @property
     def needs_previous(self) -> bool:
         """Whether the next direction needs the gradient at the previous parameters."""
-        return self.previous_parameters is not None and (self.rule == "measured" or self.scheduled_momentum < 1.0)
-
-    @property
-    def scheduled_momentum(self) -> float:
-        """``a_{t+1}`` where the gradients seen so far determine it; 1 before the first."""
-        if isinstance(self.rule, str):
-            return storm_plus_momentum(self.sum_squared_gradients)
-        return float(self.rule) if self.direction is not None else 1.0
+        return self.previous_parameters is not None
 
     def next_direction(
         self, parameters: Tensor, gradients: Tensor, gradients_at_previous: Tensor | None, n_rollouts: int = 1
@@ -216,12 +199,9 @@ class PolicyRecursion:
         used = [0.0] * (n_rollouts - 1 - len(used)) + used + [0.0]
         self.momentum, direction = 1.0, gradient
         if self.direction is not None and gradients_at_previous is not None:
-            self.momentum = self.scheduled_momentum
-            if self.rule == "measured":
-                self.momentum = self.measured_momentum(parameters, gradients, gradients_at_previous, sum(used))
+            self.momentum = self.next_momentum(parameters, gradients, gradients_at_previous, sum(used))
             direction = self._mixed(gradient, self.direction, gradients_at_previous.mean(dim=0))
         self.rollout_weights = [self.momentum / n_rollouts + (1.0 - self.momentum) * weight for weight in used]
-        self.sum_squared_gradients += squared_norm([gradient])
         self.direction, self.previous_parameters = direction, parameters.clone()
         return direction
 
@@ -235,14 +215,14 @@ class PolicyRecursion:
         Raises:
             ValueError: The sum is infinite: all steps from here on would be 0.
         """
-        divisor = max(self.momentum, LEAST_DIVISOR) if self.rule == "measured" else self.scheduled_momentum
-        self.sum_weighted_directions += direction_square / divisor
+        self.sum_weighted_directions += direction_square / self._divisor()
         check_finite("the sum behind the step size", torch.tensor(self.sum_weighted_directions))
         return storm_plus_step_size(self.sum_weighted_directions)
 
-    def measured_momentum(
-        self, parameters: Tensor, gradients: Tensor, gradients_at_previous: Tensor, used: float
-    ) -> float:
+    def _divisor(self) -> float:
+        return max(self.momentum, LEAST_DIVISOR)
+
+    def next_momentum(self, parameters: Tensor, gradients: Tensor, at_previous: Tensor, used: float) -> float:
         r"""The ``a_t`` that minimises the expected squared error of ``d_t``; updates the running error ratio.
 
         Let :math:`e` be the error of :math:`d_{t-1}`, and :math:`V_g`, :math:`V_{g'}`, :math:`V_\Delta` the traces of
@@ -262,16 +242,14 @@ class PolicyRecursion:
         """
         assert self.direction is not None
         assert self.previous_parameters is not None
-        difference = gradients - gradients_at_previous
+        difference = gradients - at_previous
         noise = _covariance_of_mean(gradients, gradients)
         if noise <= 0.0:
             return 1.0
         step = normalize(parameters - self.previous_parameters, dim=0)
         ratios = [
-            _error_ratio(self.direction, gradients, gradients_at_previous, used),
-            _error_ratio(
-                self.direction @ step[:, None], gradients @ step[:, None], gradients_at_previous @ step[:, None], used
-            ),
+            _error_ratio(self.direction, gradients, at_previous, used),
+            _error_ratio(self.direction @ step[:, None], gradients @ step[:, None], at_previous @ step[:, None], used),
         ]
         # A weighted mean of the measured ratios, the first of which is its own mean: nothing is taken for 0 before it.
         self.error_sums = [ERROR_MEMORY * total + ratio for total, ratio in zip(self.error_sums, ratios, strict=True)]
@@ -300,21 +278,15 @@ class PolicyRecursion:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers only, so that it loads with ``weights_only=True``."""
-        return {name: getattr(self, name) for name in _STATE}
+        return {name: getattr(self, name) for name in self.state_names}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore what :meth:`state_dict` gave."""
-        if strict and set(state) != set(_STATE):
+        if strict and not set(self.state_names) <= set(state):
             raise ValueError(f"not the state of a {type(self).__name__}: keys {sorted(state)}")
-        for name in _STATE:
+        for name in self.state_names:
             value = state[name]
             setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
-
-
-_STATE = (
-    *("direction", "previous_parameters", "momentum", "rollout_weights"),
-    *("error_sums", "error_weight", "sum_squared_gradients", "sum_weighted_directions"),
-)
 
 
 def _error_ratio(direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, used: float) -> float:

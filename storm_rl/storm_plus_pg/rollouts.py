@@ -306,18 +306,10 @@ class RolloutWindow:
             gamma,
             gae_lambda,
         )
-        advantages = by_environment(advantages)
         ends = dones.clone()
         ends[-1] = True
-        return Transitions(
-            observations=observations,
-            actions=actions,
-            behaviour_log_prob=behaviour_log_prob,
-            values=values,
-            advantages=advantages,
-            value_targets=values + advantages,
-            segment_ends=by_environment(ends),
-        )
+        advantages, ends = by_environment(advantages), by_environment(ends)
+        return Transitions(observations, actions, behaviour_log_prob, values, advantages, values + advantages, ends)
 
     def _order(self) -> Tensor:
         """From the order of collection, time first, to that of :class:`Transitions`."""

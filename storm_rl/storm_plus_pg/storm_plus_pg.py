@@ -19,6 +19,7 @@ from storm_rl.common.checks import all_or_nothing, check_finite, check_integer, 
 from storm_rl.common.importance_weights import effective_sample_size, per_step_weights
 from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import StandardisedActorCriticPolicy
+from storm_rl.storm_plus_pg import defaults
 from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
@@ -28,12 +29,6 @@ from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutA
 Weigh = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of a slice of the transitions: their importance weights."""
 
-# Defaults that follow the number of environments: transitions of a rollout, and vector steps of it at least; rollouts
-# that an update learns from, fewer if they are larger; nats of a step at most for a rollout of that size.
-ROLLOUT_TRANSITIONS = 512
-MIN_STEPS = 16
-MAX_REUSE = 4
-KL_OF_ROLLOUT = 0.02
 # Parts of the transitions, each a run of one environment or of a few, whose gradients measure the noise.
 N_PARTS = 8
 
@@ -68,8 +63,10 @@ class STORMPlusPG(RolloutAlgorithm):
         critic_learning_rate: Learning rate of the critic's Adam; a number or a schedule. The actor has none. SB3's
             attribute ``learning_rate`` holds the same.
         n_steps: Steps of each environment per rollout. None: as many as give 512 transitions in all, and 16 at least.
-        reuse_rollouts: Recent rollouts that each update learns from. None: 2048 transitions' worth, one to four.
-        critic_steps: Steps of the critic's optimizer after each rollout.
+        reuse_rollouts: Recent rollouts that each update learns from. None: 2048 transitions' worth, one to four; one
+            where a features extractor is trained, as for images.
+        critic_steps: Steps of the critic's optimizer after each rollout. None: 160; as many as make two passes where a
+            features extractor is trained.
         batch_size: Minibatch size of the critic.
         gamma: Discount factor.
         gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
@@ -99,7 +96,7 @@ class STORMPlusPG(RolloutAlgorithm):
     # What the repository's variants change as well: rollouts whose states the Fisher matrix covers, and states in all;
     # least divisor of advantages as a share of the return's scale, so that noise stays small where actions are equal.
     fisher_rollouts = 8
-    fisher_states = 1024
+    fisher_states: int | None = None
     advantage_floor = 0.1
 
     def __init__(
@@ -109,7 +106,7 @@ class STORMPlusPG(RolloutAlgorithm):
         critic_learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         reuse_rollouts: int | None = None,
-        critic_steps: int = 160,
+        critic_steps: int | None = None,
         batch_size: int = 128,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -178,12 +175,13 @@ class STORMPlusPG(RolloutAlgorithm):
                 f"policy {self.policy_class.__name__} is not a {StandardisedActorCriticPolicy.__name__}: use one of "
                 f"{', '.join(self.policy_aliases)} or a subclass of storm_rl.common.policies' classes."
             )
-        for name in ("critic_steps", "batch_size", "cg_max_steps"):
+        for name in ("batch_size", "cg_max_steps"):
             setattr(self, name, check_integer(name, getattr(self, name), 1))
+        for name in ("reuse_rollouts", "critic_steps"):
+            if getattr(self, name) is not None:
+                setattr(self, name, check_integer(name, getattr(self, name), 1))
         for name in ("gamma", "gae_lambda"):
             check_range(name, getattr(self, name), 0.0, 1.0)
-        if self.reuse_rollouts is not None:
-            self.reuse_rollouts = check_integer("reuse_rollouts", self.reuse_rollouts, 1)
         if self.max_weight is not None:
             check_range("max_weight (None for no bound)", self.max_weight, 0.0, low_included=False)
         if self.target_kl is not None and (not isinstance(self.target_kl, str) or self.target_kl != "auto"):
@@ -195,34 +193,34 @@ class STORMPlusPG(RolloutAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        self._resolve_rollout_size()
+        size = self._resolve_rollout_size()
         super()._setup_model()
         check_parts(self.policy, self.policy.actor_parameters(), self.policy.critic_parameters())
-        assert self.reuse_rollouts is not None
+        reuse, critic_steps, states = defaults.work(size, self.batch_size, self.policy.critic_learns_features)
+        self.reuse_rollouts, self.critic_steps = self.reuse_rollouts or reuse, self.critic_steps or critic_steps
         self.window, self._window_end, self._noise_age = RolloutWindow(self.reuse_rollouts), None, 0
         self.return_statistics = DiscountedReturnStatistics(self.gamma, self.n_envs)
         self.recursion = self._make_recursion()
-        self.fisher_metric = FisherMetric(self.cg_damping, self.cg_max_steps, self.fisher_rollouts, self.fisher_states)
+        memory = self.fisher_rollouts, self.fisher_states or states
+        self.fisher_metric = FisherMetric(self.cg_damping, self.cg_max_steps, *memory)
 
     def _make_recursion(self) -> PolicyRecursion:
-        return PolicyRecursion("measured")
+        return PolicyRecursion()
 
-    def _resolve_rollout_size(self) -> None:
-        """Give ``n_steps``, ``reuse_rollouts`` and ``target_kl`` their values where they follow the environments."""
+    def _resolve_rollout_size(self) -> int:
+        """Transitions of a rollout; ``n_steps`` and ``target_kl`` get their values where they follow them."""
         if self.n_steps is None:
-            # The same number of transitions whatever the number of environments, until too few steps of each are left.
-            self.n_steps = max(MIN_STEPS, -(-ROLLOUT_TRANSITIONS // self.n_envs))
+            self.n_steps = defaults.rollout_steps(self.n_envs)
         self.n_steps = check_integer("n_steps (None for the default)", self.n_steps, 1)
-        if self.n_steps * self.n_envs < 2:
+        size = self.n_steps * self.n_envs
+        if size < 2:
             raise ValueError(
                 f"a rollout of one transition (n_steps={self.n_steps}, n_envs={self.n_envs}) leaves no advantage "
                 "after standardisation; n_steps * n_envs must be at least 2."
             )
-        rollouts = self.n_steps * self.n_envs / ROLLOUT_TRANSITIONS
-        if self.reuse_rollouts is None:
-            self.reuse_rollouts = min(MAX_REUSE, max(1, round(MAX_REUSE / rollouts)))
         if self.target_kl == "auto":
-            self.target_kl = KL_OF_ROLLOUT * min(2.0, max(1.0, rollouts))
+            self.target_kl = defaults.target_kl(size)
+        return size
 
     @all_or_nothing
     def train(self) -> None:
@@ -257,14 +255,16 @@ class STORMPlusPG(RolloutAlgorithm):
             self._record_memory(gradients, weights)
         direction = recursion.next_direction(theta, gradients, gradients_at_previous, len(self.window.rollouts))
 
-        natural_direction = self._natural_direction(networks, direction)
+        self.fisher_metric.remember(self.window.newest.observations)
+        recent = networks.actor(self.fisher_metric.states)
+        natural_direction = self._natural_direction(recent, direction)
         direction_square = float(direction.dot(natural_direction))
         step_size = self._bounded(recursion.next_step_size(direction_square), direction_square)
 
-        before = actor.distribution()
+        before = recent.distribution()
         moved = theta - step_size * natural_direction
         copy_to_parameters(moved, parameters)
-        self._record_step(before, actor.distribution(moved), gradients, direction_square, step_size)
+        self._record_step(before, recent.distribution(moved), gradients, direction_square, step_size)
 
     def _standardised(self, advantages: Tensor) -> Tensor:
         floor = self.advantage_floor * self.return_statistics.scale
@@ -300,11 +300,9 @@ class STORMPlusPG(RolloutAlgorithm):
         """The importance weights at ``parameters`` (None: the present ones)."""
         return lambda log_prob, part: per_step_weights(log_prob, batch.behaviour_log_prob[part], self.max_weight)
 
-    def _natural_direction(self, networks: ActorCritic | NumpyActorCritic, direction: Tensor) -> Tensor:
-        """``M^{-1} d`` at the present parameters, flat."""
-        self.fisher_metric.remember(self.window.newest.observations)
-        fisher_product = networks.actor(self.fisher_metric.states).fisher_product()
-        natural_direction = self.fisher_metric.inverse_product(fisher_product, direction)
+    def _natural_direction(self, recent: Actor | NumpyActor, direction: Tensor) -> Tensor:
+        """``M^{-1} d`` at the present parameters, flat; ``recent`` holds the states of the metric."""
+        natural_direction = self.fisher_metric.inverse_product(recent.fisher_product(), direction)
         check_finite("the actor's step", natural_direction)
         return natural_direction
 
@@ -318,6 +316,8 @@ class STORMPlusPG(RolloutAlgorithm):
 
     def _update_observation_statistics(self, networks: ActorCritic | NumpyActorCritic) -> None:
         """Move the statistics and not the policy: only the KL bounds its steps."""
+        if not self.policy.has_statistics:
+            return
         observations = self.window.newest.observations
         before = networks.actor(observations).distribution()
         self.recursion.follow_statistics(self.policy, observations)
@@ -373,14 +373,7 @@ class STORMPlusPG(RolloutAlgorithm):
     ) -> Self:
         """Train for ``total_timesteps`` env steps, rounded up to whole rollouts; as SB3's ``learn``."""
         with self.networks().threads():
-            super().learn(
-                total_timesteps=total_timesteps,
-                callback=callback,
-                log_interval=log_interval,
-                tb_log_name=tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         # SB3 dumps before it trains: without this the last update's values would never reach TensorBoard.
         self.logger.dump(step=self.num_timesteps)
         return self

@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import configure
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from agents.variants import PAPER, PlainMomentum, STORMPlusPGVariant, segment_weights
+from agents.variants import PAPER, PlainScheduledMomentum, STORMPlusPGVariant, segment_weights
 from storm_rl import STORMPlusPG
 from storm_rl.common.importance_weights import per_decision_weights, trajectory_weights
 from storm_rl.storm_plus_pg.rollouts import Transitions
@@ -122,7 +122,7 @@ def test_steps_of_a_constant_kl() -> None:
 
 
 def test_without_the_correction_it_is_plain_momentum() -> None:
-    recursion = PlainMomentum(0.25)
+    recursion = PlainScheduledMomentum(0.25)
     recursion.next_direction(torch.zeros(2), torch.ones(1, 2), None)
     direction = recursion.next_direction(torch.zeros(2), torch.tensor([[3.0, -1.0]]), torch.full((1, 2), 100.0))
     torch.testing.assert_close(direction, torch.tensor([1.5, 0.5]))

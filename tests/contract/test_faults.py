@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from storm_rl import SRVRPG, STORMPlusPG
+from storm_rl import DEFPG, SRVRPG, STORMPlusPG
 from storm_rl.common.checks import not_finite_name
 from tests.contract.cases import (
     ALGORITHMS,
@@ -116,6 +116,18 @@ def test_a_policy_that_cannot_act_is_named_and_no_action_is_taken(algorithm: Any
     with pytest.raises(ValueError, match=rf"policy .* at env step {model.num_timesteps}: .*No action was taken"):
         model.learn(40, reset_num_timesteps=False)
     assert env.envs[0].unwrapped.steps == steps
+
+
+def test_a_policy_that_cannot_act_is_named_where_the_anchor_acts_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Torch then says nothing itself; packages switch it off for all.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    model = small(DEFPG, RandomEnv(spaces.Box(-1, 1, (2,))), defensive=0.999).learn(40)
+    while model.recursion.large_batch:
+        model.learn(1, reset_num_timesteps=False)
+    with torch.no_grad():
+        model.policy.action_net.bias[0] = float("nan")
+    with pytest.raises(ValueError, match=r"policy .*No action was taken"):
+        model.learn(40, reset_num_timesteps=False)
 
 
 def break_after(model: Any, name: str, calls: int, value: float = float("nan")) -> None:

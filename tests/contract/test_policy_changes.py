@@ -156,7 +156,7 @@ def test_statistics_stay_with_a_frozen_first_layer_and_move_with_a_free_one() ->
 
 
 def test_the_recursion_begins_again_where_other_parameters_are_trained() -> None:
-    recursion, layer = PolicyRecursion("measured"), nn.Linear(3, 2)
+    recursion, layer = PolicyRecursion(), nn.Linear(3, 2)
     both = list(layer.parameters())
     recursion.follow_parameters(both)
     recursion.next_direction(torch.zeros(8), torch.randn(2, 8), None)
@@ -164,7 +164,7 @@ def test_the_recursion_begins_again_where_other_parameters_are_trained() -> None
     assert recursion.direction is not None
     recursion.follow_parameters(both[:1])
     assert recursion.direction is None
-    loaded = PolicyRecursion("measured")
+    loaded = PolicyRecursion()
     loaded.next_direction(torch.zeros(8), torch.randn(2, 8), None)
     loaded.follow_parameters(both[:1])
     assert loaded.previous_parameters is None

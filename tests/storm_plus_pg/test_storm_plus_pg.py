@@ -13,6 +13,7 @@ from torch.nn.utils import parameters_to_vector
 from storm_rl import STORMPlusPG
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 from tests.contract.cases import IMAGE, RandomEnv
 
 SMALL: dict[str, Any] = {"n_steps": 32, "critic_steps": 4, "reuse_rollouts": 1, "seed": 0, "device": "cpu"}
@@ -42,6 +43,25 @@ def test_defaults_follow_the_number_of_environments_and_the_rollout() -> None:
     assert resolved(8, n_steps=8) == (8, 4, 4, 0.02)
     assert resolved(64, reuse_rollouts=3, target_kl=0.5) == (16, 3, 3, 0.5)
     assert resolved(64, target_kl=None) == (16, 2, 2, None)
+
+
+def test_defaults_where_a_features_extractor_is_trained_make_few_passes_over_a_frame() -> None:
+    def resolved(**arguments: Any) -> tuple[Any, ...]:
+        model = STORMPlusPG("CnnPolicy", RandomEnv(None, IMAGE), device="cpu", **arguments)
+        return model.n_steps, model.reuse_rollouts, model.critic_steps, model.fisher_metric.max_states
+
+    assert resolved() == (512, 1, 8, 128)
+    assert resolved(n_steps=1000, batch_size=64) == (1000, 1, 32, 128)
+    assert resolved(reuse_rollouts=3, critic_steps=5) == (512, 3, 5, 128)
+
+
+def test_nothing_is_measured_of_statistics_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = small(RandomEnv(None, IMAGE), "CnnPolicy", n_steps=8)
+    monkeypatch.setattr(PolicyRecursion, "follow_statistics", lambda *_: pytest.fail("there are none"))
+    images.learn(16)
+    assert "train/statistics_kl" not in images.logger.name_to_value
+    with pytest.raises(pytest.fail.Exception):
+        small("CartPole-v1").learn(32)
 
 
 def test_every_documented_scalar_reaches_tensorboard_with_the_last_update(tmp_path: Path) -> None:
