@@ -206,7 +206,7 @@ def check_builds(specs: Sequence[RunSpec]) -> None:
         try:
             gymnasium.make(task).close()
         except (gymnasium.error.Error, ImportError) as error:
-            hint = ' The extra "outside" has Box2D and MuJoCo.' if task in OUTSIDE_TASKS else ""
+            hint = ' The extra "outside" has what such tasks need.' if task in OUTSIDE_TASKS else ""
             raise ValueError(f"task {task!r} cannot be made: {error}{hint}") from error
     for agent, task in dict.fromkeys((spec.agent, spec.task) for spec in specs if "[" in spec.agent):
         try:
