@@ -5,6 +5,8 @@ import signal
 import sys
 
 INTERRUPTED = 130
+# As of click for arguments that it refuses itself.
+WRONG_ARGUMENTS = 2
 TO_CONTINUE = "Interrupted; the same command continues with what is missing."
 
 
@@ -22,6 +24,7 @@ if __name__ == "__main__":
     # Not at the top: worker processes import this module again, and need none of it.
     from experiments.cli import app
     from experiments.engines import is_full_disk
+    from experiments.execution import LostRunsError
 
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,9 +35,15 @@ if __name__ == "__main__":
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Once is enough.
             print(TO_CONTINUE, flush=True)
         raise
-    except ValueError as error:
+    except LostRunsError as error:
         sys.exit(f"error: {error}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG_ARGUMENTS)
     except OSError as error:
-        if not is_full_disk(error):
+        if is_full_disk(error):
+            sys.exit(f"error: no space left ({error}); nothing is half-written, and the same command continues")
+        if error.filename is None:
             raise
-        sys.exit(f"error: no space left ({error}); nothing is half-written, and the same command continues")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG_ARGUMENTS)

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from agents import CONTESTANTS
 from envs import TASKS
 from experiments.engines import Engine, dask_workers
-from experiments.files import locked
+from experiments.files import check_folder, locked, own_folder
 from experiments.report.command import report
 from experiments.storage import load_runs, pack
 from experiments.studies.ablations import ablations
@@ -46,6 +46,8 @@ app = typer.Typer(
     cls=Studies,
     help="Studies of storm-rl: agents x tasks x seeds, run, resumed and reported.",
     no_args_is_help=True,
+    # Not rich's markup, to which what stands in square brackets is a style.
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
 
@@ -85,7 +87,7 @@ def benchmark(
     tasks: Annotated[list[str] | None, typer.Option("--task", help="A task; all five by default.")] = None,
     output: Output = Path("runs/benchmark"),
     seeds: Seeds = 10,
-    first_seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     workers: Workers = 2,
     budget: Annotated[int | None, typer.Option(min=1, help="Env steps in place of each task's own.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Every agent of `agents`, in place of --agent.")] = False,
@@ -117,19 +119,24 @@ def _engine(name: EngineName, scheduler: str | None) -> AbstractContextManager[E
 @app.command("pack")
 def pack_runs(
     results: Annotated[Path, typer.Option(help="Folder of a study.")] = Path("runs/benchmark"),
-    output: Annotated[Path | None, typer.Option(help="Folder of the packed file; RESULTS/packed by default.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the packed file; RESULTS/packed, or runs/benchmark/packed for published results."),
+    ] = None,
 ) -> None:
     """Write a study's raw runs as one compact file, for the repository; `report` reads it as it reads raw runs."""
-    path = pack(results, output or results / "packed")
+    folder = output or own_folder(results) / "packed"
+    check_folder(folder)
+    path = pack(results, folder)
     typer.echo(f"{path}: {len(load_runs(path.parent))} runs, {path.stat().st_size / 1e6:.2f} MB")
 
 
-for command in (report, export_agents, watch, agent_check, ablations):
+for command in (report, export_agents, watch, agent_check):
     app.command()(command)
 
 
 def _alone(study: Callable[..., None]) -> Callable[..., None]:
-    """The study, in a folder that no other process works in. Studies of runs leave that to `run_all`."""
+    """The study, in a folder that no other process works in. `run_all` locks those of runs."""
 
     @functools.wraps(study)
     def alone(**arguments: Any) -> None:
@@ -139,7 +146,7 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
     return alone
 
 
-for study in (action_bounds, optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz):
+for study in (ablations, action_bounds, optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz):
     app.command()(_alone(study))
 
 

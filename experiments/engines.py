@@ -4,6 +4,7 @@ Both give a `concurrent.futures` interface. Local processes write into the study
 workers may have another disk, so they return their files and the machine that started them writes them.
 """
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.runs import OnProgress, RunSpec, execute
+from experiments.shipping import unpack_and_run, write_archive
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONNECT_SECONDS = 10
@@ -148,14 +150,15 @@ def is_full_disk(error: BaseException) -> bool:
 def dask_workers(scheduler: str) -> Iterator[Engine]:
     """The workers of the Dask scheduler at that address, as ``"tcp://10.0.0.1:8786"``.
 
-    Each imports this package from a clone of its own, and does one run at a time. The runs of a worker that is lost
-    are given to others by Dask.
+    They get this code from here, and need what it imports; the scheduler needs Dask alone. A worker does one run at a
+    time. The runs of a worker that is lost are given to others by Dask.
 
     Raises:
         ValueError: No scheduler answers at the address.
     """
     try:
         import distributed
+        from distributed.diagnostics.plugin import UploadFile
     except ImportError as error:
         raise ValueError("--engine dask needs Dask's scheduler: pip install distributed") from error
     # Dask's client has no types.
@@ -167,15 +170,22 @@ def dask_workers(scheduler: str) -> Iterator[Engine]:
     progress: queue.Queue[tuple[int, int]] = queue.Queue()
     topic = f"storm-rl-{uuid.uuid4()}"
     try:
+        with tempfile.TemporaryDirectory() as scratch:
+            archive = write_archive(Path(scratch))
+            # Workers that come later get it too.
+            client.register_plugin(UploadFile(str(archive), load=False), name=archive.name)
         client.subscribe_topic(topic, lambda event: progress.put(tuple(event[1])))
         # Not pure: a run that failed must run again, and the scheduler keeps no results for the next time.
         executor = client.get_executor(pure=False)
         note = (
             "" if client.scheduler_info()["workers"] else f"{scheduler} has no workers yet; runs start when they come."
         )
-        yield Engine(
-            lambda index, spec, _, budget: executor.submit(_run_elsewhere, topic, index, spec, budget), progress, note
-        )
+        run = unpack_and_run(archive.name)
+
+        def submit(index: int, spec: RunSpec, folder: Path, budget: int | None) -> Future[Outcome]:
+            return executor.submit(run, topic, index, dataclasses.astuple(spec), budget)  # type: ignore[no-any-return]
+
+        yield Engine(submit, progress, note)
     finally:
         # Cancels what is still queued. A run that a worker is in the middle of ends there and is dropped.
         client.close()
@@ -185,7 +195,8 @@ def dask_workers(scheduler: str) -> Iterator[Engine]:
 _one_run_at_a_time = threading.Lock()
 
 
-def _run_elsewhere(topic: str, index: int, spec: RunSpec, budget: int | None) -> Outcome:
+def run_elsewhere(topic: str, index: int, spec: RunSpec, budget: int | None) -> tuple[str | None, dict[str, bytes]]:
+    """Carry out a run on a Dask worker; an `Outcome` in types that the scheduler knows too."""
     from distributed import get_worker
 
     worker: Any = get_worker()
@@ -195,4 +206,4 @@ def _run_elsewhere(topic: str, index: int, spec: RunSpec, budget: int | None) ->
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         # The record says that the run is finished: after everything else.
         paths.sort(key=lambda path: path.parent.name == "raw")
-        return Outcome(error, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+        return error, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
 
 from envs import get_task
 from experiments.engines import Engine, Outcome, is_full_disk, local_processes
-from experiments.files import locked, write_atomically
-from experiments.runs import RunSpec, clear_log, record_failure
+from experiments.files import check_folder, locked, write_atomically
+from experiments.progress import Clock
+from experiments.runs import RunSpec, check_builds, clear_log, record_failure
 from experiments.storage import finished
+
+
+class LostRunsError(ValueError):
+    """What carries runs out is gone; nobody's argument was wrong."""
 
 
 def run_all(
@@ -44,8 +47,10 @@ def run_all(
         The runs that failed; each has left a file with its traceback.
 
     Raises:
-        ValueError: Another process at work in the folder; a stored file that is not a whole run of this protocol and
-            budget; an engine that is out of reach or was lost on the way.
+        ValueError: Another process at work in the folder, or one that cannot be written into; a stored file that is
+            not a whole run of this protocol and budget; a variant or an environment that cannot be built; an engine
+            that is out of reach.
+        LostRunsError: An engine that was lost on the way.
         OSError: No space left.
     """
     with locked(folder):
@@ -55,29 +60,30 @@ def run_all(
             console.print(f"{len(done)} of {len(specs)} runs are already in {folder}.")
         if not todo:
             return []
-        with engine or local_processes(min(workers, len(todo))) as running, _progress(console) as progress:
+        # Found now rather than after the training.
+        for name in ("raw", "models", "tensorboard"):
+            check_folder(folder / name)
+        check_builds(todo)
+        total = sum(_size(spec, budget) for spec in todo)
+        with engine or local_processes(min(workers, len(todo))) as running, Clock(console, len(todo), total) as clock:
             if running.note:
-                progress.console.print(running.note)
-            return _Follower(running, todo, folder, budget, progress).follow()
+                console.print(running.note)
+            return _Follower(running, todo, folder, budget, clock).follow()
+
+
+def _size(spec: RunSpec, budget: int | None) -> int:
+    return budget or get_task(spec.task).budget
 
 
 class _Follower:
     """Submits runs, shows how far they are, and stores what they return."""
 
-    def __init__(
-        self, engine: Engine, todo: Sequence[RunSpec], folder: Path, budget: int | None, progress: Progress
-    ) -> None:
+    def __init__(self, engine: Engine, todo: Sequence[RunSpec], folder: Path, budget: int | None, clock: Clock) -> None:
         self.reported = engine.progress
         self.todo = todo
         self.folder = folder
-        self.progress = progress
-        self.overall = progress.add_task(f"{len(todo)} runs", total=len(todo), unit="runs")
-        self.bars = [
-            progress.add_task(
-                escape(spec.stem), total=budget or get_task(spec.task).budget, visible=False, unit="env steps"
-            )
-            for spec in todo
-        ]
+        self.budget = budget
+        self.clock = clock
         self.futures: dict[Future[Outcome], int] = {
             engine.submit(index, spec, folder, budget): index for index, spec in enumerate(todo)
         }
@@ -100,10 +106,10 @@ class _Follower:
     def _store(self, future: Future[Outcome], spec: RunSpec) -> str | None:
         """Write what the run returned, if that is not done yet; its error."""
         try:
-            outcome = future.result()
+            outcome = Outcome(*future.result())
         except (CancelledError, BrokenExecutor) as lost:
             reason = "a local process was killed" if isinstance(lost, BrokenExecutor) else "the scheduler is lost"
-            raise ValueError(
+            raise LostRunsError(
                 f"{reason}, {len(self.futures) + 1} runs are missing; the same command continues with them."
             ) from lost
         except Exception as error:
@@ -120,31 +126,17 @@ class _Follower:
         return outcome.error
 
     def _show_progress(self) -> None:
+        under_way = set(self.futures.values())
+        self.clock.tick()
         while True:
             try:
                 index, steps = self.reported.get_nowait()
             except queue.Empty:
                 return
             # A number may come after the run's end, by another way than its result.
-            self.progress.update(self.bars[index], completed=steps, visible=index in self.futures.values())
+            if index in under_way:
+                self.clock.update(self.todo[index].stem, steps, _size(self.todo[index], self.budget))
 
     def _show_end(self, index: int, error: str | None) -> None:
-        self.progress.update(self.bars[index], visible=False)
-        self.progress.advance(self.overall)
-        # A line a run, for logs and terminals that show no moving bars.
         outcome = "finished" if error is None else f"[red]failed[/] ({escape(error)})"
-        count = self.progress.tasks[self.overall].completed
-        self.progress.console.print(f"{count:.0f}. {escape(self.todo[index].stem)} {outcome}")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        # Names of runs are long: they give way to the numbers.
-        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-        console=console,
-        expand=True,
-    )
+        self.clock.end(self.todo[index].stem, _size(self.todo[index], self.budget), outcome)

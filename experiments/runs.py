@@ -10,11 +10,12 @@ import subprocess
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -24,7 +25,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents import get_contestant
-from envs import Task, get_task
+from envs import OUTSIDE_TASKS, Task, get_task
 from envs.batched import make_vec
 from experiments.files import write_atomically
 from storm_rl.common.resumable_algorithm import constructor_parameters
@@ -35,6 +36,8 @@ FINAL_EPISODES = 100
 # Far from the training seeds, which are the run's seed and its successors.
 EVALUATION_SEED = 1_000_000
 FINAL_SEED = 2_000_000
+# Beside the packages where they were shipped to a distributed worker: the revision of the machine that shipped them.
+REVISION_FILE = "REVISION"
 # What every record of this protocol version holds.
 RECORD_FIELDS = (
     *("agent", "task", "seed", "budget", "steps", "episodes", "evaluations", "final_returns"),
@@ -193,6 +196,28 @@ def execute(spec: RunSpec, folder: Path, on_progress: OnProgress | None = None, 
     return path
 
 
+def check_builds(specs: Sequence[RunSpec]) -> None:
+    """Build each task's environment and each variant once, so that wrong arguments are found before anything runs.
+
+    Raises:
+        ValueError: One that cannot be built.
+    """
+    for task in dict.fromkeys(spec.task for spec in specs):
+        try:
+            gymnasium.make(task).close()
+        except (gymnasium.error.Error, ImportError) as error:
+            hint = ' The extra "outside" has what such tasks need.' if task in OUTSIDE_TASKS else ""
+            raise ValueError(f"task {task!r} cannot be made: {error}{hint}") from error
+    for agent, task in dict.fromkeys((spec.agent, spec.task) for spec in specs if "[" in spec.agent):
+        try:
+            model = get_contestant(agent).build(task, 0, None)
+        except Exception as error:
+            # Whatever the constructor stumbles over: that it is this agent's is all that is known.
+            raise ValueError(f"agent {agent!r} cannot be built for {task}: {error}") from error
+        if model.env is not None:
+            model.env.close()
+
+
 def record_failure(folder: Path, spec: RunSpec, reason: str) -> None:
     """Keep ``reason``, a traceback as a rule, beside the finished runs."""
     content = json.dumps({"spec": vars(spec), "traceback": reason})
@@ -262,7 +287,10 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str:
     """Short hash of HEAD; ``unknown`` outside a git checkout."""
-    here = Path(__file__).parent  # Not the working directory, which a distributed worker may have anywhere.
+    here = Path(__file__).parent  # Not the working directory, which may be anywhere.
+    shipped = here.parent / REVISION_FILE
+    if shipped.exists():
+        return shipped.read_text()
     try:
         revision = subprocess.check_output(
             ["git", "rev-parse", "--short", "HEAD"], text=True, stderr=subprocess.DEVNULL, cwd=here

@@ -1,6 +1,7 @@
 """Trained agents: taken from a finished study with a card each, and watched or recorded."""
 
 import io
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +10,13 @@ import gymnasium
 import imageio.v3 as imageio
 import numpy as np
 import pandas as pd
+import pygame
 import typer
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import get_contestant
 from envs import Task, get_task
-from experiments.files import write_atomically
+from experiments.files import check_folder, write_atomically
 from experiments.measures import measured
 from experiments.report.study import OURS
 from experiments.runs import (
@@ -63,6 +65,7 @@ def export_agents(
 
     A model that is not beside the raw runs, because they are packed, is trained again by the protocol.
     """
+    check_folder(output)
     runs = {spec: run for spec, run in load_runs(results).items() if spec.agent == OURS and not spec.batched}
     if not runs:
         raise ValueError(f"{results} holds no run of {OURS} on gymnasium's environments")
@@ -144,7 +147,7 @@ def watch(
     ] = None,
     record: Annotated[Path | None, typer.Option(help="Write a GIF or MP4 file in place of opening a window.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
 ) -> None:
     """Watch a trained agent, in a window or recorded to a file."""
     path = model or TRAINED / get_task(task).id / "model.zip"
@@ -155,6 +158,12 @@ def watch(
         )
     if record is not None and record.suffix not in (".gif", ".mp4"):
         raise ValueError(f"--record {record}: the file's name must end in .gif or .mp4")
+    if record is not None and record.is_dir():
+        raise ValueError(f"--record {record}: a folder of that name is in the way")
+    if record is not None:
+        check_folder(record.parent)
+    elif not has_display():
+        raise ValueError(f"there is no display: watch it in a file, `watch {task} --record {task}.gif`")
     agent = STORMPlusPG.load(path, device="cpu")
     env = gymnasium.make(get_task(task).id, render_mode="human" if record is None else "rgb_array")
     frames: list[Any] = []
@@ -172,6 +181,19 @@ def watch(
     if record is not None:
         write_atomically(record, _film(frames, record.suffix, env.metadata.get("render_fps", 30)))
         typer.echo(f"{record}: {len(frames)} frames, {record.stat().st_size / 1e6:.2f} MB")
+
+
+def has_display() -> bool:
+    """Whether a window can be seen. SDL opens one off screen where there is nothing to see it on."""
+    if "SDL_VIDEODRIVER" in os.environ:
+        return True
+    try:
+        pygame.display.init()
+        return pygame.display.get_driver() not in ("dummy", "offscreen")
+    except pygame.error:
+        return False
+    finally:
+        pygame.display.quit()
 
 
 def _film(frames: list[Any], suffix: str, frames_per_second: int) -> bytes:

@@ -9,7 +9,7 @@ import typer
 from matplotlib.figure import Figure
 
 from agents import FAMILY
-from experiments.files import write_atomically
+from experiments.files import check_folder, own_folder, write_atomically
 from experiments.plots import png
 from experiments.report import figures, tables
 from experiments.report.page import Image, Section, Table, as_html, as_markdown, markdown_table
@@ -28,13 +28,17 @@ def report(
     results: Annotated[Path, typer.Option(help="The study's folder, with raw runs or packed ones.")] = Path(
         "runs/benchmark"
     ),
-    output: Annotated[Path | None, typer.Option(help="Folder of the report; RESULTS/report by default.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report; RESULTS/report, or runs/benchmark/report for the published results."),
+    ] = None,
     readme: Annotated[
         Path | None, typer.Option(help="Rewrite the marked section of this page too, as README.md.")
     ] = None,
 ) -> None:
     """Write index.html (one file, images inside), README.md, the figures and runs.csv, all from the stored runs."""
-    folder = output or results / "report"
+    folder = output or own_folder(results) / "report"
+    check_folder(folder)
     if readme is not None:
         _split(readme)  # A page without a marked section is an error before the work, not after.
     study = Study.of(load_runs(results))

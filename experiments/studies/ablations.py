@@ -21,7 +21,8 @@ from experiments.measures import measured
 from experiments.plots import COLOURS, new_figure, save
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS, label
-from experiments.storage import load_runs
+from experiments.runs import check_builds
+from experiments.storage import finished, load_runs
 from experiments.studies.benchmark import run_benchmark, run_specs
 
 # Env steps: about twice what the default needs to the threshold.
@@ -64,12 +65,17 @@ def ablations(
 ) -> None:
     """Run STORM+PG's ablations on every task and write ``ablations.md`` and ``.png``, a row for each."""
     if unknown := set(variant or ()) - set(ABLATIONS):
-        raise typer.BadParameter(f"unknown variants {sorted(unknown)}; known are {', '.join(ABLATIONS)}")
-    succeeded = True
+        raise ValueError(f"unknown variants {', '.join(sorted(unknown))}; known: {', '.join(ABLATIONS)}")
     budgets = {**BUDGETS, **(OUTSIDE_BUDGETS if outside else {})}
+    agents = [OURS, *(variant or ABLATIONS)]
+    specs = {task: run_specs(agents, [task], range(seeds), batched=task in TASKS) for task in budgets}
+    # Before the first task's runs rather than after.
     for task, budget in budgets.items():
-        specs = run_specs([OURS, *(variant or ABLATIONS)], [task], range(seeds), batched=task in TASKS)
-        succeeded &= run_benchmark(specs, output / task, workers, budget)
+        check_builds([spec for spec in specs[task] if spec not in finished(output / task, specs[task], budget, False)])
+    succeeded = True
+    for number, (task, budget) in enumerate(budgets.items(), 1):
+        typer.echo(f"Task {number} of {len(budgets)}: {task}")
+        succeeded &= run_benchmark(specs[task], output / task, workers, budget)
     rows = {task: measured(load_runs(output / task).values()) for task in budgets}
     write_atomically(output / "ablations.md", summary(rows).encode())
     draw(rows, output / "ablations.png")

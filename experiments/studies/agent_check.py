@@ -11,11 +11,13 @@ from rich.table import Table
 
 from agents.ablations import ABLATIONS
 from envs import TASKS
+from experiments.execution import run_all
+from experiments.files import own_folder
 from experiments.report import tables
 from experiments.report.study import OURS, REFERENCE, Study
 from experiments.statistics import ratio_of_medians
-from experiments.storage import load_runs
-from experiments.studies.benchmark import run_benchmark, run_specs
+from experiments.storage import finished
+from experiments.studies.benchmark import run_specs, show_failed
 
 # Deterministic return after training, median over seeds.
 FINAL_RETURNS = {
@@ -30,9 +32,11 @@ RATIO = 2.0
 
 
 def agent_check(
-    results: Annotated[Path, typer.Option(help="The study's folder; what it lacks is run into it.")] = Path(
-        "runs/benchmark"
-    ),
+    results: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/benchmark"),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the runs that it lacks; RESULTS, or runs/benchmark for the published ones."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 10,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
     ablations: Annotated[
@@ -42,13 +46,20 @@ def agent_check(
     """Compare STORM+PG's defaults and RL Zoo's PPO on all tasks: each aim with pass or miss; exit code 1 for a miss."""
     agents = [OURS, REFERENCE, *(ABLATIONS if ablations else [])]
     specs = run_specs(agents, list(TASKS), range(seeds))
-    if not run_benchmark(specs, results, workers):
-        raise typer.Exit(1)
-    runs = load_runs(results)
-    known = {*specs, *run_specs(list(ABLATIONS), list(TASKS), range(seeds))}
-    study = Study.of({spec: run for spec, run in runs.items() if spec in known})
-    aims = check(study)
+    known = list(dict.fromkeys([*specs, *run_specs(list(ABLATIONS), list(TASKS), range(seeds))]))
+    folder = output or own_folder(results)
     console = Console()
+    if folder != results and not results.exists():
+        raise ValueError(f"--results {results}: no such folder")
+    runs = finished(results, known, None, rerun_broken=False)
+    missing = [spec for spec in specs if spec not in runs]
+    if missing and (failed := run_all(missing, folder, workers, console)):
+        show_failed(failed, len(missing), folder, console)
+        raise typer.Exit(1)
+    if folder != results:
+        runs |= finished(folder, [spec for spec in known if spec not in runs], None, rerun_broken=False)
+    study = Study.of({spec: runs[spec] for spec in known if spec in runs})
+    aims = check(study)
     console.print(_table("STORM+PG against RL Zoo's PPO", aims))
     if study.variants:
         variants = [OURS, *study.variants]

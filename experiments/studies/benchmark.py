@@ -20,8 +20,11 @@ from experiments.measures import measured
 from experiments.plots import save
 from experiments.report.figures import learning_curves
 from experiments.report.study import Study
-from experiments.runs import RunSpec
+from experiments.runs import EVALUATION_SEED, RunSpec, failed_path
 from experiments.storage import Record, finished
+
+# Bytes; file systems allow 255, of which write_atomically and endings take some.
+LONGEST_STEM = 200
 
 
 def run_specs(
@@ -30,8 +33,11 @@ def run_specs(
     """Every agent on every task with every seed, once, in an order in which the agents advance together.
 
     Raises:
-        ValueError: Unknown agent or task; batched environments for an agent that has its own, or a task that has none.
+        ValueError: Unknown agent or task; seeds that are negative or an evaluation's; a name that is no file's; batched
+            environments for an agent that has its own, or a task that has none.
     """
+    if any(not 0 <= seed < EVALUATION_SEED for seed in seeds):
+        raise ValueError(f"seeds must be from 0 to {EVALUATION_SEED - 1:,}, got {min(seeds)} to {max(seeds)}")
     own = [agent for agent in agents if get_contestant(agent).own_environments]
     if batched and own:
         raise ValueError(
@@ -46,6 +52,11 @@ def run_specs(
         for seed in seeds
         for agent in agents
     ]
+    for spec in specs:
+        if "/" in spec.stem or len(spec.stem.encode()) > LONGEST_STEM:
+            raise ValueError(
+                f"agent {spec.agent!r}: runs are files of the agent's name, which must be without / and no longer"
+            )
     return list(dict.fromkeys(specs))
 
 
@@ -63,12 +74,21 @@ def run_benchmark(
     runs = finished(output, specs, budget, rerun_broken=False)
     if runs:
         _show(runs, output, console)
-    if failed:
-        console.print(f"\n[red]{len(failed)} of {len(specs)} runs failed[/]; the same command tries them again:")
-        for spec in failed:
-            console.print(f"  {output / 'raw' / f'{spec.stem}.failed.json'}", markup=False, soft_wrap=True)
-    console.print(f"\nRaw runs: {output / 'raw'}\nTensorBoard: tensorboard --logdir {output / 'tensorboard'}")
+    show_failed(failed, len(specs), output, console)
+    for name, value in (
+        ("Raw runs", output / "raw"),
+        ("TensorBoard", f"tensorboard --logdir {output / 'tensorboard'}"),
+    ):
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
     return not failed
+
+
+def show_failed(failed: Sequence[RunSpec], asked: int, output: Path, console: Console) -> None:
+    """Name the files with the tracebacks."""
+    if failed:
+        console.print(f"[red]{len(failed)} of {asked} runs failed[/]; the same command tries them again:")
+    for spec in failed:
+        console.print(f"  {failed_path(output, spec)}", markup=False, soft_wrap=True)
 
 
 def _show(runs: dict[RunSpec, Record], output: Path, console: Console) -> None:
@@ -81,7 +101,7 @@ def _show(runs: dict[RunSpec, Record], output: Path, console: Console) -> None:
         console.print(results_table(task_id, rows[rows["task"] == task_id]))
         plot = output / f"learning_curves_{task_id}.png"
         save(learning_curves(study, agents, agents), plot)
-        console.print(f"Learning curves: {plot}")
+        console.print(f"Learning curves: {plot}", markup=False, soft_wrap=True)
 
 
 def results_table(task_id: str, rows: pd.DataFrame) -> Table:

@@ -7,19 +7,21 @@ row). Rows are in ``confirm_<task>.csv``; what is there is not run again.
 ``python -m experiments confirm-family --help``.
 """
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import torch
 import typer
+from rich.console import Console
 
-from agents import FAMILY
 from envs import get_task
 from experiments.files import write_atomically
+from experiments.progress import Clock
 from experiments.report.page import markdown_table
 from experiments.rows import Rows
-from experiments.studies.tune_family import trial
+from experiments.studies.tune_family import family, trial
 from storm_rl.zoo.settings import tuned_settings
 
 BUDGET = 1_000_000
@@ -30,7 +32,7 @@ def confirm_family(
     task: Annotated[str, typer.Option(help="A task of the benchmark.")] = "CartPole-v1",
     algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 5,
-    budget: Annotated[int, typer.Option(help="Env steps of a run.")] = BUDGET,
+    budget: Annotated[int, typer.Option(min=1, help="Env steps of a run.")] = BUDGET,
     output: Annotated[Path, typer.Option(help="Folder of the rows; runs that are there are not repeated.")] = Path(
         "runs/confirm_family"
     ),
@@ -39,11 +41,13 @@ def confirm_family(
     torch.set_num_threads(1)
     chosen = get_task(task)
     rows = Rows(output / f"confirm_{task}.csv", ("algorithm", "seed"))
-    for algorithm in algorithms or FAMILY:
-        for seed in range(seeds):
-            if rows.get(algorithm, seed) is None:
-                settings = tuned_settings(algorithm, task)
-                rows.add([trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, batched=False)])
+    asked = itertools.product(family(algorithms), range(seeds))
+    missing = [(algorithm, seed) for algorithm, seed in asked if rows.get(algorithm, seed) is None]
+    with Clock(Console(), len(missing), len(missing) * budget) as clock:
+        for algorithm, seed in missing:
+            settings = tuned_settings(algorithm, task)
+            with clock.run(f"{algorithm}, seed {seed}", budget) as report:
+                rows.add([trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, False, report)])
     found = summary(rows.table())
     write_atomically(rows.path.with_suffix(".md"), (markdown_table(found.reset_index()) + "\n").encode())
     typer.echo(found.to_string())

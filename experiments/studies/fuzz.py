@@ -31,13 +31,14 @@ import stable_baselines3
 import torch
 import typer
 from gymnasium import spaces
-from rich.progress import track
+from rich.console import Console
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 import storm_rl
 from experiments.files import write_atomically
+from experiments.progress import Clock
 from experiments.report.page import markdown_table
 from experiments.rows import Row, Rows
 from storm_rl.common.resumable_algorithm import constructor_parameters
@@ -124,11 +125,13 @@ def fuzz(
     missing = [sample for sample in range(samples) if rows.get(seed, sample) is None]
     new: list[Row] = []
     try:
-        for sample in track(missing, f"{len(missing)} of {samples} samples"):
-            new.append(measure(seed, sample))
-            if len(new) == CHUNK:
-                rows.add(new)
-                new = []
+        with Clock(Console(), len(missing), len(missing), "samples", a_line_each=False) as clock:
+            for sample in missing:
+                new.append(measure(seed, sample))
+                if len(new) == CHUNK:
+                    rows.add(new)
+                    new = []
+                clock.end(f"sample {sample}", 1)
     finally:
         rows.add(new)
     table = rows.table()

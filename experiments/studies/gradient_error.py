@@ -21,6 +21,8 @@ since all its paths draw from one random state: an interrupted study goes on wit
 """
 
 import copy
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,13 +31,15 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from rich.console import Console
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from envs import get_task
-from envs.batched import make_vec
+from envs.batched import batched_class, make_vec
 from experiments.plots import COLOURS, LINES, save
+from experiments.progress import Clock
 from experiments.rows import Row, Rows
 from storm_rl.common.importance_weights import effective_sample_size, per_decision_weights
 from storm_rl.episodic import GPOMDP
@@ -258,7 +262,9 @@ def plot(errors: pd.DataFrame, path: Path) -> None:
 
 def gradient_error(
     task: Annotated[str, typer.Option(help="A task of the benchmark.")] = "CartPole-v1",
-    stages: Annotated[list[int] | None, typer.Option("--stage", help="Env steps of training; 1k, 3k, 6k.")] = None,
+    stages: Annotated[
+        list[int] | None, typer.Option("--stage", min=1, help="Env steps of training; 1k, 3k, 6k.")
+    ] = None,
     kls: Annotated[list[float] | None, typer.Option("--kl", help="KL of a step; 1e-5 to 1e-2.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Training runs, and paths from each stage.")] = 3,
     reference_episodes: Annotated[int, typer.Option(min=20, help="Episodes of the reference batch.")] = 500,
@@ -269,16 +275,21 @@ def gradient_error(
     """Measure the error of each gradient estimator along training runs; write two tables and a plot."""
     torch.set_num_threads(1)
     task_id = get_task(task).id
+    batched_class(task_id)
+    if any(not 0.0 < kl < np.inf for kl in kls or ()):
+        raise ValueError(f"--kl must be above 0, got {min(kls or ())}")
     errors = Rows(output / f"errors_{task_id}.csv", (*PATH, "step", "estimator"))
     weights = Rows(output / f"weights_{task_id}.csv", (*PATH, "step", "anchor", "horizon"))
     stages, kls = sorted(stages or STAGES), kls or list(KLS)
-    for seed in range(seeds):
-        last = (MEASURED_AT[-1], "gpomdp_equal")
-        if any(errors.get(task_id, stage, kl, seed, *last) is None for stage in stages for kl in kls):
-            found = along_training(task_id, seed, stages, kls, reference_episodes)
+    last = (MEASURED_AT[-1], "gpomdp_equal")
+    paths = list(itertools.product(stages, kls))
+    missing = [seed for seed in range(seeds) if any(errors.get(task_id, *path, seed, *last) is None for path in paths)]
+    with Clock(Console(), len(missing), len(missing) * len(paths), "paths") as clock:
+        for seed in missing:
+            with clock.run(f"{task_id}, seed {seed}", len(paths)) as report:
+                found = along_training(task_id, seed, stages, kls, reference_episodes, report)
             weights.add(found[1])
             errors.add(found[0])  # Last: they say that the seed is finished.
-            print(f"{task_id}, seed {seed}: {len(found[0])} errors", flush=True)
     table = errors.table()
     plot(table, output / f"gradient_error_{task_id}.png")
     summary = table[table["step"] == N_STEPS].groupby(["stage", "kl", "estimator"], sort=False)["relative_error"]
@@ -286,9 +297,17 @@ def gradient_error(
 
 
 def along_training(
-    task_id: str, seed: int, stages: list[int], kls: list[float], reference_episodes: int
+    task_id: str,
+    seed: int,
+    stages: list[int],
+    kls: list[float],
+    reference_episodes: int,
+    report: Callable[[float], None],
 ) -> tuple[list[Row], list[Row]]:
-    """The paths of one training run, at every stage one for each KL: rows of errors and rows of weights."""
+    """The paths of one training run, at every stage one for each KL: rows of errors and rows of weights.
+
+    ``report`` is called with the number of paths so far.
+    """
     errors: list[Row] = []
     weights: list[Row] = []
     env, probe = make_vec(task_id, 20, seed), make_vec(task_id, PROBE_ENVS, 1_000 + seed)
@@ -304,6 +323,7 @@ def along_training(
             for stored, rows in zip((errors, weights), walk(model, kl, reference_episodes), strict=True):
                 stored += [{**path, **_rounded(row)} for row in rows]
             model.policy.load_state_dict(trained)
+            report(stages.index(stage) * len(kls) + kls.index(kl) + 1)
         model.num_timesteps = steps
     return errors, weights
 

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,16 +22,18 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from rich.console import Console
 from stable_baselines3.common.env_util import make_vec_env
 
 from agents import FAMILY, get_contestant
 from envs import TASKS, Task, get_task
-from envs.batched import BATCHED, make_vec
-from experiments.files import write_atomically
+from envs.batched import BATCHED, batched_class, make_vec
+from experiments.files import check_folder, write_atomically
 from experiments.measures import steps_to_threshold
+from experiments.progress import Clock
 from experiments.report.page import markdown_table
 from experiments.rows import Row, Rows
-from experiments.runs import EVALUATION_EPISODES, ProtocolCallback
+from experiments.runs import EVALUATION_EPISODES, OnProgress, ProtocolCallback
 from storm_rl.zoo.settings import SETTINGS_FILE
 
 KEY = ("algorithm", "settings", "seed", "budget")
@@ -69,10 +72,11 @@ class UntilThreshold(ProtocolCallback):
     Args:
         task: The task.
         batched: Evaluate on the batched environments, which agree with gymnasium's step for step.
+        on_progress: Called with the env steps so far.
     """
 
-    def __init__(self, task: Task, batched: bool) -> None:
-        super().__init__(task, None)
+    def __init__(self, task: Task, batched: bool, on_progress: OnProgress | None = None) -> None:
+        super().__init__(task, on_progress)
         self.batched = batched
         self.episodes_learned_from: list[int] = []
 
@@ -102,13 +106,14 @@ def trial(
     budget: int,
     evaluate_every: int = EVALUATE_EVERY,
     batched: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> Row:
     """One run, as a row of the results.
 
     A setting that fails (weights that overflow, say) is a row with the score of the task's worst return.
     """
     task = dataclasses.replace(task, evaluate_every=evaluate_every)
-    callback = UntilThreshold(task, batched)
+    callback = UntilThreshold(task, batched, on_progress)
     begin = time.perf_counter()
     error = ""
     model = get_contestant(algorithm.lower()).build(
@@ -138,15 +143,22 @@ def trial(
     }
 
 
-def search(algorithm: str, task: Task, rows: Rows, budget: int) -> dict[str, Any]:
+def search(algorithm: str, task: Task, rows: Rows, budget: int, clock: Clock | None = None) -> dict[str, Any]:
     """Both rounds; the winning settings."""
 
     def score(settings: dict[str, Any], seed: int, env_steps: int) -> float:
         row = rows.get(algorithm, json.dumps(settings, sort_keys=True), seed, env_steps)
-        if row is None:
+        if row is not None:
+            if clock is not None:
+                clock.skip(env_steps)
+            return float(row["score"])
+        if clock is None:
             row = trial(algorithm, task, settings, seed, env_steps)
-            rows.add([row])
-            print(*(f"{name}={value}" for name, value in row.items()), flush=True)
+        else:
+            shown = ", ".join(f"{name}={value}" for name, value in settings.items())
+            with clock.run(f"{algorithm} on {task.id}, {shown}, seed {seed}", env_steps) as report:
+                row = trial(algorithm, task, settings, seed, env_steps, on_progress=report)
+        rows.add([row])
         return float(row["score"])
 
     candidates = grid(algorithm)
@@ -156,10 +168,21 @@ def search(algorithm: str, task: Task, rows: Rows, budget: int) -> dict[str, Any
     return finalists[int(np.argmax(second))]
 
 
+def family(algorithms: Sequence[str] | None) -> Sequence[str]:
+    """``algorithms``, or all of the family.
+
+    Raises:
+        ValueError: One that is not of the family.
+    """
+    if unknown := [name for name in algorithms or () if name not in FAMILY]:
+        raise ValueError(f"unknown algorithm {unknown[0]!r}; known: {', '.join(FAMILY)}")
+    return algorithms or FAMILY
+
+
 def tune_family(
     algorithms: Annotated[list[str] | None, typer.Option("--algorithm", help="As SVRPG; all six by default.")] = None,
     tasks: Annotated[list[str] | None, typer.Option("--task", help="All that are batched by default.")] = None,
-    budget: Annotated[int, typer.Option(help="Env steps of a run of the second round.")] = BUDGET,
+    budget: Annotated[int, typer.Option(min=2, help="Env steps of a run of the second round.")] = BUDGET,
     output: Annotated[Path, typer.Option(help="Folder of the rows; runs that are there are not repeated.")] = Path(
         "runs/tune_family"
     ),
@@ -171,15 +194,21 @@ def tune_family(
     """Search the grid for each algorithm and task; agents read the winners in storm_rl/zoo/tuned_settings.json."""
     torch.set_num_threads(1)
     path = settings or output / SETTINGS_FILE.name
-    for task_id in tasks or list(BATCHED):
-        task = get_task(task_id)
-        rows = Rows(output / f"{task.id}.csv", KEY)
-        for algorithm in algorithms or FAMILY:
-            winner = search(algorithm, task, rows, budget)
+    check_folder(path.parent)
+    chosen = [get_task(task_id) for task_id in tasks or BATCHED]
+    for task in chosen:
+        batched_class(task.id)
+    names = family(algorithms)
+    # The first round with half of the budget, the second with all of it.
+    searches = len(chosen) * len(names)
+    count, total = 18 + 2 * FINALISTS, 18 * (budget // 2) + 2 * FINALISTS * budget
+    with Clock(Console(), searches * count, searches * total) as clock:
+        for task, algorithm in itertools.product(chosen, names):
+            winner = search(algorithm, task, Rows(output / f"{task.id}.csv", KEY), budget, clock)
             winners: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-            winners.setdefault(algorithm, {})[task_id] = winner
+            winners.setdefault(algorithm, {})[task.id] = winner
             write_atomically(path, (json.dumps(winners, indent=2, sort_keys=True) + "\n").encode())
-            print(f"{algorithm} on {task_id}: {winner}", flush=True)
+            clock.console.print(f"{algorithm} on {task.id}: {winner}", markup=False, soft_wrap=True)
     write_atomically(output / "table.md", table(output).encode())
 
 

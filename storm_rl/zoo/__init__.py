@@ -1,7 +1,6 @@
 """RL Zoo with this package's algorithms; needs ``pip install "storm-rl[zoo]"``.
 
-Importing this module needs nothing beyond the library: what needs the extra imports it when it is called, and says
-so where it is missing.
+Importing this module needs nothing beyond the library: what needs the extra imports it when it is called.
 """
 
 from storm_rl.zoo.algorithms import ALGORITHMS, Range, ZooAlgorithm, get_algorithm

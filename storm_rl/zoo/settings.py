@@ -1,9 +1,7 @@
 """Hyperparameters for RL Zoo, made from the settings that the study ``tune-family`` found."""
 
-import atexit
 import functools
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,7 @@ def tuned_settings(class_name: str, env_id: str) -> dict[str, Any]:
 
 def _tuned(class_name: str) -> dict[str, dict[str, Any]]:
     # Read anew each time: a search in the same process may have written it.
-    settings: dict[str, dict[str, dict[str, Any]]] = json.loads(SETTINGS_FILE.read_text(encoding="utf-8"))
-    return settings.get(class_name, {})
+    return json.loads(SETTINGS_FILE.read_text(encoding="utf-8")).get(class_name, {})  # type: ignore[no-any-return]
 
 
 def hyperparameters(algorithm: str) -> dict[str, dict[str, Any]]:
@@ -60,13 +57,11 @@ def hyperparameter_file(algorithm: str) -> Path:
         import yaml
     except ImportError as error:
         raise MissingExtraError(error) from error
-    path = _folder() / f"{algorithm}.yml"
+    path = Path(_folder().name) / f"{algorithm}.yml"
     path.write_text(yaml.safe_dump(hyperparameters(algorithm), sort_keys=False), encoding="utf-8")
     return path
 
 
 @functools.cache
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="storm-rl-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="storm-rl-")

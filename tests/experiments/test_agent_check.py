@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from envs import TASKS
 from experiments.cli import app
 from experiments.report.study import Study
+from experiments.runs import RunSpec
 from experiments.storage import load_runs
 from experiments.studies import agent_check
 
@@ -61,10 +62,36 @@ def test_command_shows_the_aims_and_its_exit_code_says_whether_all_are_met(
     study = folder(store, 0.1, 0.4)
     monkeypatch.setattr(agent_check, "FINAL_RETURNS", dict.fromkeys(TASKS, -1e9))
     arguments = ["agent-check", "--results", str(study), "--seeds", "2"]
+    before = sorted(study.rglob("*"))
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     assert "All aims are met" in result.output
+    assert sorted(study.rglob("*")) == before  # Nothing was missing, so nothing is written.
     monkeypatch.setattr(agent_check, "RATIO", 100.0)
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
     assert result.exit_code == 1
     assert f"1 of {5 * len(TASKS) + 1} aims are missed" in result.output
+
+
+def test_what_published_results_lack_is_run_elsewhere(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = folder(store, 0.1, 0.4)
+    asked: list[tuple[list[str], Path]] = []
+
+    def run_all(specs: list[RunSpec], output: Path, *_: object) -> list[RunSpec]:
+        asked.append(([spec.stem for spec in specs], output))
+        return specs
+
+    monkeypatch.setattr(agent_check, "run_all", run_all)
+    monkeypatch.setattr("experiments.files.PUBLISHED", tmp_path)
+    arguments = ["agent-check", "--results", str(study), "--seeds", "3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    ((missing, output),) = asked
+    assert output == Path("runs/study")
+    assert sorted(missing) == sorted(
+        f"{agent}__{task}__seed2" for agent in ("storm_plus_pg", "ppo_zoo") for task in TASKS
+    )
+    wrong = CliRunner().invoke(app, ["agent-check", "--results", str(tmp_path / "nowhere")])
+    assert "no such folder" in str(wrong.exception)

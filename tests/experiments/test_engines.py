@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
@@ -18,49 +19,59 @@ from rich.console import Console
 
 from experiments.engines import Engine, Outcome, dask_workers
 from experiments.execution import run_all
-from experiments.runs import RunSpec, failed_path, load_run, model_path, raw_path
+from experiments.runs import RunSpec, failed_path, git_revision, load_run, model_path, raw_path
+from experiments.shipping import write_archive
 from experiments.storage import failures
 
 ROOT = Path(__file__).parents[2]
 SMALL = "storm_plus_pg[n_steps=32,critic_steps=2]"
+# It can be built, and fails when it learns.
+BAD = "ppo_default[n_steps=32,target_kl='x']"
 QUIET = Console(quiet=True)
+
+
+ADDRESS = "tcp://10.0.0.1:8786"
+
+
+def documented() -> list[list[str]]:
+    """The commands of docs/benchmark.md that start a scheduler and a worker."""
+    page = (ROOT / "docs/benchmark.md").read_text()
+    return [line.split(" #")[0].split() for line in page.splitlines() if line.startswith("dask ")]
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A scheduler and two workers, in a folder of their own: its address and the workers."""
+    """A scheduler and two workers as documented, in a folder of their own: its address and the workers."""
     (tmp_path / "elsewhere").mkdir()
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    scheduler, worker = documented()
+    log = (tmp_path / "log").open("wb")
 
-    def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            f"distributed.cli.dask_{name}",
-            "--scheduler-file",
-            str(tmp_path / "file.json"),
-        ]
-        return subprocess.Popen(
-            [*command, "--no-dashboard", *arguments],
-            cwd=tmp_path / "elsewhere",
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def start(command: list[str], *more: str) -> subprocess.Popen[bytes]:
+        # As the console script does, which may not be on the path.
+        start_dask = [sys.executable, "-P", "-c", "from dask.__main__ import main; main()", *command[1:], *more]
+        return subprocess.Popen(start_dask, cwd=tmp_path / "elsewhere", env=environment, stdout=log, stderr=log)
 
-    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
-    processes += [start("worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    file = tmp_path / "file.json"
+    processes = [
+        start(scheduler, "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
+    ]
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "file.json").exists():
+        while not file.exists():
             assert time.monotonic() < deadline, "no scheduler"
             time.sleep(0.1)
-        yield json.loads((tmp_path / "file.json").read_text())["address"], processes[1:]
+        address = json.loads(file.read_text())["address"]
+        assert ADDRESS in worker
+        command = [address if part == ADDRESS else part for part in worker]
+        command[command.index("--nworkers") + 1] = "1"
+        processes += [start(command, "--no-nanny", "--no-dashboard") for _ in range(2)]
+        yield address, processes[1:]
     finally:
         for process in processes:
             process.kill()
             process.wait()
+        log.close()
 
 
 @pytest.mark.slow
@@ -70,7 +81,7 @@ def test_grid_survives_a_worker_killed_in_the_middle_and_brings_everything_home(
     address, workers = cluster
     folder = tmp_path / "here"
     specs = [RunSpec(SMALL, "CartPole-v1", seed) for seed in range(4)]
-    bad = RunSpec("storm_plus_pg[gamma=7]", "CartPole-v1", 0)
+    bad = RunSpec(BAD, "CartPole-v1", 0)
 
     def kill_after_the_first_run() -> None:
         while not list(folder.glob("raw/*.json.gz")):
@@ -82,12 +93,29 @@ def test_grid_survives_a_worker_killed_in_the_middle_and_brings_everything_home(
     assert workers[0].poll() == -signal.SIGKILL
     assert workers[1].poll() is None
     assert failed == [bad]
-    assert "gamma must be a number in [0, 1], got 7" in json.loads(failed_path(folder, bad).read_text())["traceback"]
+    assert (
+        "can't multiply sequence by non-int of type 'float'"
+        in json.loads(failed_path(folder, bad).read_text())["traceback"]
+    )
     for spec in specs:
-        assert load_run(raw_path(folder, spec))["seed"] == spec.seed
+        run = load_run(raw_path(folder, spec))
+        assert run["seed"] == spec.seed
+        # Of the code that was sent, which is in no checkout there.
+        assert run["versions"]["git"] == git_revision()
         assert model_path(folder, spec).exists()
     assert len(list((folder / "tensorboard").rglob("events*"))) >= len(specs)
     assert not list((tmp_path / "elsewhere").rglob("*.json.gz"))
+
+
+def test_workers_get_all_code_and_no_results(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path)
+    names = zipfile.ZipFile(archive).namelist()
+    assert {"experiments/engines.py", "agents/zoo.py", "envs/tasks.py", "storm_rl/zoo/tuned_settings.json"} <= {*names}
+    assert not [name for name in names if name.startswith(("experiments/results", "agents/trained"))]
+    assert archive.stat().st_size < 1e6
+    # The same code has the same name, by which a worker knows that it has it.
+    (tmp_path / "again").mkdir()
+    assert write_archive(tmp_path / "again").name == archive.name
 
 
 def test_scheduler_without_workers_is_said_to_have_none() -> None:

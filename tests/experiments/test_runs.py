@@ -1,6 +1,9 @@
 import gzip
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +13,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.nn.utils import parameters_to_vector
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from agents import get_contestant
 from envs import get_task
 from experiments.cli import app
 from experiments.execution import run_all
-from experiments.files import write_atomically
+from experiments.files import locked, write_atomically
 from experiments.hparams import write_hparams
 from experiments.runs import (
     PROTOCOL_VERSION,
@@ -29,6 +33,7 @@ from experiments.runs import (
 )
 
 QUIET = Console(quiet=True)
+ONE = ["benchmark", "--task", "CartPole-v1", "--agent", "storm_plus_pg"]
 SMALL = "storm_plus_pg[n_steps=32,critic_steps=2]"
 
 
@@ -105,12 +110,12 @@ def test_same_run_twice_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_finished_runs_are_skipped_and_failed_ones_listed(tmp_path: Path) -> None:
-    good, bad = RunSpec(SMALL, "CartPole-v1", 0), RunSpec("storm_plus_pg[gamma=7]", "CartPole-v1", 0)
+    good, bad = RunSpec(SMALL, "CartPole-v1", 0), RunSpec("ppo_default[n_steps=32,target_kl='x']", "CartPole-v1", 0)
     assert run_all([good, bad], tmp_path, 2, QUIET, budget=1_000) == [bad]
     path = tmp_path / "raw" / f"{good.stem}.json.gz"
     before = path.stat().st_mtime_ns
     failure = json.loads((tmp_path / "raw" / f"{bad.stem}.failed.json").read_text())
-    assert "gamma must be a number in [0, 1], got 7" in failure["traceback"]
+    assert "can't multiply sequence by non-int of type 'float'" in failure["traceback"]
     assert run_all([good], tmp_path, 2, QUIET, budget=1_000) == []
     assert path.stat().st_mtime_ns == before
 
@@ -198,12 +203,116 @@ def test_every_run_has_its_session_in_the_hparams_view(tmp_path: Path) -> None:
         (["report", "--results", "/nowhere"], "/nowhere holds no finished runs"),
         (["watch", "CartPol-v1"], r"Did you mean CartPole-v1\?"),
         (["watch", "CartPole-v1", "--model", "/nowhere"], "no trained agent at /nowhere"),
+        (["watch", "CartPole-v1", "--record", "FILE/film.gif"], "cannot write into .*file: .* is not a folder"),
+        ([*ONE, "--output", "FILE"], "cannot write into .*file: .* is not a folder"),
+        ([*ONE, "--output", "FILE/study"], "cannot write into .*study: .*file is not a folder"),
+        ([*ONE, "--output", "HALF"], "cannot write into .*models: .* is not a folder"),
+        (["ablations", "--output", "FILE"], "cannot write into .*file: .* is not a folder"),
+        (["report", "--results", "runs", "--output", "FILE"], "cannot write into .*file: .* is not a folder"),
+        (["export-agents", "--output", "FILE"], "cannot write into .*file: .* is not a folder"),
+        ([*ONE, "--first-seed", "999999", "--seeds", "2"], "seeds must be from 0 to 999,999, got 999999 to 1000000"),
+        ([*ONE[:-1], "storm_plus_pg[momentun=1.0]"], r"agent 'storm_plus_pg\[momentun=1.0\]' cannot be .*'momentun'"),
+        ([*ONE[:-1], "storm_plus_pg[gamma='x']"], "cannot be built for CartPole-v1: gamma must be .* got 'x'"),
+        ([*ONE[:-1], "storm_plus_pg[gamma]"], r"cannot read the arguments of agent 'storm_plus_pg\[gamma\]'"),
+        ([*ONE[:-1], "storm_plus_pg[device='a/b']"], "must be without / and no longer"),
+        (["ablations", "--variant", "storm_plus_pg[a=1]"], r"unknown variants storm_plus_pg\[a=1\]; known: "),
+        (["confirm-family", "--algorithm", "GPOMDP", "--algorithm", "SVRP"], "unknown algorithm 'SVRP'; known: SVRPG"),
+        (["tune-family", "--algorithm", "svrpg"], "unknown algorithm 'svrpg'; known: SVRPG"),
+        (
+            ["tune-family", "--task", "CartPole-v1", "--task", "LunarLander-v3"],
+            "no batched environment 'LunarLander-v3'",
+        ),
+        (["gradient-error", "--task", "LunarLander-v3"], "no batched environment 'LunarLander-v3'"),
+        (["gradient-error", "--kl", "0"], "--kl must be above 0, got 0"),
+        (["throughput", "--task", "LunarLander-v3"], "no batched environment 'LunarLander-v3'"),
+        (["throughput", "--runs", "/nowhere"], "/nowhere holds no finished runs"),
+        (["optimisers", "--report-only"], "--report-only: runs/optimisers holds no runs.json.gz"),
     ],
 )
-def test_command_line_says_what_is_wrong(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, arguments)
-    assert isinstance(result.exception, ValueError)
+def test_command_line_says_what_is_wrong_before_it_runs_anything(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stable_baselines3.common.base_class.BaseAlgorithm._setup_learn", refuse)
+    monkeypatch.setattr("experiments.execution.local_processes", refuse)
+    (tmp_path / "half").mkdir()
+    for name in ("file", "half/models"):
+        (tmp_path / name).touch()
+    places = {"FILE": str(tmp_path / "file"), "HALF": str(tmp_path / "half")}
+    result = CliRunner().invoke(app, [re.sub("FILE|HALF", lambda found: places[found[0]], each) for each in arguments])
+    assert isinstance(result.exception, ValueError), result.exception
     assert re.search(message, str(result.exception))
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("something runs")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*ONE, "--first-seed", "-1"],
+        [*ONE, "--seeds", "0"],
+        ["gradient-error", "--stage", "-5"],
+        ["confirm-family", "--budget", "0"],
+        ["watch", "CartPole-v1", "--seed", "-1"],
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "pack",
+        "--results",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "file"),
+    ]
+    process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stderr == f"error: cannot write into {tmp_path}/file: {tmp_path}/file is not a folder\n"
+
+
+@pytest.mark.parametrize("arguments", [[*ONE, "--output"], ["ablations", "--output"], ["fuzz", "--output"]])
+def test_a_second_command_is_kept_out_of_the_folder(arguments: list[str], tmp_path: Path) -> None:
+    with locked(tmp_path):
+        result = CliRunner().invoke(app, [*arguments, str(tmp_path)])
+    assert "in use by another process" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("command", ["", *(command.name for command in get_command(app).commands.values())])
+def test_help_shows_what_stands_in_brackets(command: str) -> None:
+    shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+    found = get_command(app).commands[command] if command else get_command(app)
+    written = [found.help or "", *(getattr(parameter, "help", None) or "" for parameter in found.params)]
+    for bracket in re.findall(r"\S*\[[^]]*\]", " ".join(written)):
+        assert bracket in shown
+
+
+def test_published_results_are_written_into_only_where_that_is_asked_for(
+    store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store("storm_plus_pg", "CartPole-v1", 0, 4_000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.files.PUBLISHED", tmp_path)
+    before = sorted((tmp_path / "study").rglob("*"))
+    for command in ("pack", "report"):
+        result = CliRunner().invoke(app, [command, "--results", "study"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert sorted((tmp_path / "study").rglob("*")) == before
+    assert (tmp_path / "runs/study/packed/runs.json.xz").exists()
+    assert (tmp_path / "runs/study/report/index.html").exists()
+    monkeypatch.setattr("experiments.files.PUBLISHED", tmp_path / "elsewhere")
+    CliRunner().invoke(app, ["pack", "--results", "study"], catch_exceptions=False)
+    assert (tmp_path / "study/packed/runs.json.xz").exists()
 
 
 def test_exit_code_and_list_name_failed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

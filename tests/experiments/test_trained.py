@@ -60,3 +60,14 @@ def test_film_of_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.zip").touch()
     with pytest.raises(ValueError, match=r"must end in .gif or .mp4"):
         trained.watch("CartPole-v1", tmp_path / "model.zip", tmp_path / "film.avi", 1, 0)
+
+
+def test_without_a_display_watching_is_an_error_that_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    if trained.has_display():
+        pytest.skip("a display that needs no variable")
+    result = CliRunner().invoke(app, ["watch", "CartPole-v1"])
+    assert "there is no display: watch it in a file, `watch CartPole-v1 --record CartPole-v1.gif`" in str(
+        result.exception
+    )

@@ -201,6 +201,7 @@ def test_a_given_file_and_other_algorithms_are_left_alone() -> None:
         hyperparameter_file("ppo")
 
 
+@pytest.mark.filterwarnings("error:'rl_zoo3.plots", "error:FigureCanvasAgg")
 def test_plot_draws_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("seaborn") is None:
         pytest.skip("RL Zoo's plots need seaborn")
@@ -213,7 +214,71 @@ def test_plot_draws_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     from matplotlib import pyplot
 
     assert pyplot.gca().lines
+    assert (tmp_path / "plot_1.png").read_bytes().startswith(b"\x89PNG")
     pyplot.close("all")
+
+
+SAME = ["--algo", "storm_plus_pg", "--env", "CartPole-v1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", *SAME, "-params", "foo:1"], "unexpected keyword argument 'foo'"),
+        (["train", *SAME, "--hyperparams", "gamma:7"], "gamma must be a number in [0, 1], got 7"),
+        (["train", *SAME, "-params", "foo"], "values are Python's, as in -params gamma:0.9"),
+        (["train", *SAME[:-1], "CartPoll-v1"], "CartPoll-v1 not found in gym registry, you maybe meant CartPole-v1?"),
+        (["train", *SAME, "-conf", "none.yml"], "No such file or directory: 'none.yml'"),
+        (["train", *SAME, "-i", "none.zip"], "must be a valid path to a .zip file"),
+        (["train", *SAME, "--env-kwargs", "foo:1"], "unexpected keyword argument 'foo'"),
+        (["train", *SAME, "-f", "file"], "Not a directory: 'file/storm_plus_pg"),
+        (["enjoy", *SAME, "-f", "nowhere", "--no-render"], "nowhere/storm_plus_pg folder was not found"),
+        (["enjoy", *SAME], "there is no display: take --no-render, or record_video"),
+        (["record_video", *SAME, "-f", "nowhere"], "nowhere/storm_plus_pg folder was not found"),
+        (["plot", "-a", "svrpg", "-e", "CartPole-v1", "-f", "nowhere"], "No such file or directory: 'nowhere/svrpg'"),
+        (["plot_from_file", "-i", "none"], "No such file or directory: 'none.pkl'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_a_message_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *arguments)
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith(f"storm-rl-zoo {arguments[0]}: ")
+
+
+def test_an_error_in_the_middle_of_training_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ValueError("in the middle")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(STORMPlusPG, "train", fail)
+    with pytest.raises(ValueError, match="in the middle"):
+        run(monkeypatch, "train", *SAME, "-n", "600", "--eval-freq", "-1")
+
+
+@pytest.mark.parametrize("command", ["all_plots", "plot_from_file"])
+def test_a_script_that_needs_arguments_shows_its_help(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, command)
+    assert ended.value.code == 0
+    assert "Gather results" in capsys.readouterr().out
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
-from rich.progress import track
+from rich.console import Console
 
+from experiments.progress import Clock
 from experiments.rows import Rows
 from experiments.studies.optimisers import cost, jobs, report
 from experiments.studies.optimisers.jobs import Job
@@ -30,6 +31,8 @@ def optimisers(
 ) -> None:
     """Compare the optimisers with SGD and Adam: gradient norms, loss scales, digits, cost."""
     compressed = output / "runs.json.gz"
+    if report_only and not compressed.exists():
+        raise ValueError(f"--report-only: {output} holds no {compressed.name}")
     if not report_only:
         folder = output / "raw" / ("quick" if quick else "full")
         rows = Rows(folder / "runs.csv", KEY)
@@ -51,9 +54,11 @@ def perform_all(title: str, asked: Sequence[Job], rows: Rows, workers: int) -> l
     missing = [job for job in asked if rows.get(*dataclasses.astuple(job)) is None]
     if missing:
         with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-            finished = track(pool.imap(jobs.run, missing), title, total=len(missing))
-            for job, curves in zip(missing, finished, strict=True):
-                rows.add([{**dataclasses.asdict(job), "curves": json.dumps(curves)}])
+            finished = zip(missing, pool.imap(jobs.run, missing), strict=True)
+            with Clock(Console(), len(missing), len(missing), f"runs of {title}", a_line_each=False) as clock:
+                for job, curves in finished:
+                    rows.add([{**dataclasses.asdict(job), "curves": json.dumps(curves)}])
+                    clock.end(repr(job), 1)
     stored = {job: rows.get(*dataclasses.astuple(job)) for job in asked}
     return [{**dataclasses.asdict(job), "curves": json.loads(row["curves"])} for job, row in stored.items() if row]
 
@@ -61,8 +66,10 @@ def perform_all(title: str, asked: Sequence[Job], rows: Rows, workers: int) -> l
 def measured_cost(quick: bool, path: Path) -> list[dict[str, Any]]:
     """The rows of all network sizes, after what ``path`` lacks was measured."""
     rows = Rows(path, ("size", "method"))
-    for size in track(cost.sizes(quick), "cost of a step"):
-        if rows.get(size, "STORM+") is None:
-            rows.add({"size": size, **row} for row in cost.measure(size, quick))
+    missing = [size for size in cost.sizes(quick) if rows.get(size, "STORM+") is None]
+    with Clock(Console(), len(missing), len(missing), "sizes") as clock:
+        for size in missing:
+            with clock.run(f"cost of a step, {size}"):
+                rows.add({"size": size, **row} for row in cost.measure(size, quick))
     records = rows.table().drop(columns="size").to_dict("records")
     return [{str(name): None if pd.isna(value) else value for name, value in row.items()} for row in records]

@@ -14,11 +14,12 @@ import pandas as pd
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
 from agents import get_contestant
 from envs import get_task
+from envs.batched import batched_class
 from experiments.measures import measured
+from experiments.progress import Clock
 from experiments.report.study import OURS, REFERENCE
 from experiments.rows import Rows
 from experiments.runs import git_revision
@@ -110,13 +111,15 @@ def throughput(
         raise ValueError("--device cuda: torch finds no CUDA device")
     if runs is not None and timed_seeds:
         raise ValueError("--runs reads stored runs, --timed-seeds makes them: leave out one")
+    batched_class(get_task(task).id)
+    stored = None if runs is None else to_threshold(runs)  # Found missing before the measures rather than after.
     sizes = (n_envs or N_ENVS, widths or WIDTHS, batches or BATCHES)
     chosen = kinds or [kind for kind in Kind if kind != Kind.ENVPOOL or has_envpool()]
     found = configurations(get_task(task).id, algorithms or ALGORITHMS, *sizes, device, threads or THREADS, chosen)
     if images:
         found += on_images(device, threads or THREADS)
     rows = measure_all(found, output / "throughput.csv", seconds, steps, repeats, with_memory)
-    timed = None if runs is None else to_threshold(runs)
+    timed = stored
     if timed_seeds or (runs is None and (output / TIMED).exists()):
         timed = time_all(output / TIMED, timed_seeds)
     report.build(rows, timed, output)
@@ -142,15 +145,13 @@ def measure_all(
     jobs = [(turn, c) for turn, c in jobs if turn != MEMORY or c.threads == Threads.ONE]
     # Rows of different calls of this command are not put in ratio to each other.
     call = {"run": time.strftime("%Y-%m-%dT%H:%M:%S"), "git": git_revision(), "length": length}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=len(jobs))
+    with Clock(Console(), len(jobs), len(jobs), "measures") as clock:
         for turn, c in jobs:
-            progress.update(bar, description=f"{c.algorithm} {c.n_envs} {c.environments}, width {c.width}")
-            with use_threads(c.threads):
+            name = f"{c.algorithm} {c.n_envs} {c.environments}, {c.n_steps} steps, width {c.width}, threads {c.threads}"
+            what = "memory" if turn == MEMORY else f"repeat {turn}"
+            with clock.run(f"{name}, {what}"), use_threads(c.threads):
                 measures = memory(c) if turn == MEMORY else speed(c, seconds, steps)
                 rows.add([{**call, "machine": machine(c), **vars(c), "repeat": turn, **measures}])
-            progress.advance(bar)
     return rows.table()
 
 
@@ -162,17 +163,19 @@ def time_all(path: Path, seeds: int) -> pd.DataFrame:
     """
     rows = Rows(path, TIMED_KEY, text=TEXT)
     jobs = [job for job in itertools.product(TIMED_TASKS, range(seeds), (OURS, REFERENCE)) if rows.get(*job) is None]
-    for task_id, seed, agent in track(jobs, "time to the threshold"):
-        task = get_task(task_id)
-        callback = UntilThreshold(task, batched=False)
-        with use_threads(Threads.ONE):
-            get_contestant(agent).build(task_id, seed, None).learn(task.budget, callback=callback)
-        hit, evaluations = callback.hit(), callback.evaluations
-        row = {"task": task_id, "seed": seed, "agent": agent, "git": git_revision(), "reached": hit is not None}
-        row["steps_to_threshold"] = task.budget if hit is None else hit
-        seconds = evaluations["learn_seconds"]
-        row["seconds_to_threshold"] = seconds[-1 if hit is None else evaluations["step"].index(hit)]
-        rows.add([row])
+    with Clock(Console(), len(jobs), sum(get_task(task_id).budget for task_id, _, _ in jobs)) as clock:
+        for task_id, seed, agent in jobs:
+            task = get_task(task_id)
+            with clock.run(f"{agent} to the threshold of {task_id}, seed {seed}", task.budget) as progress:
+                callback = UntilThreshold(task, False, progress)
+                with use_threads(Threads.ONE):
+                    get_contestant(agent).build(task_id, seed, None).learn(task.budget, callback=callback)
+            hit, evaluations = callback.hit(), callback.evaluations
+            row = {"task": task_id, "seed": seed, "agent": agent, "git": git_revision(), "reached": hit is not None}
+            row["steps_to_threshold"] = task.budget if hit is None else hit
+            seconds = evaluations["learn_seconds"]
+            row["seconds_to_threshold"] = seconds[-1 if hit is None else evaluations["step"].index(hit)]
+            rows.add([row])
     return rows.table()
 
 
