@@ -50,7 +50,7 @@ def report(
             if isinstance(item, Image):
                 for name, content in item.files().items():
                     write_atomically(folder / name, content)
-    write_atomically(folder / "runs.csv", study.rows.to_csv(index=False).encode())
+    write_atomically(folder / "runs.csv", tables.every_run(study).to_csv(index=False).encode())
     write_atomically(folder / "README.md", as_markdown(page).encode())
     write_atomically(folder / "index.html", as_html(page).encode())
     typer.echo(f"{len(study.runs)} runs: {folder / 'index.html'}, {folder / 'README.md'}")
@@ -293,7 +293,7 @@ def rewrite(readme: Path, study: Study, folder: Path) -> None:
     ratios = tables.ratios(study, study.agents)
     if len(ratios):
         means = ratios["geometric mean"] + " on " + ratios["tasks"] + " tasks"
-        column = f"{short(study.reference or '')}'s steps / its steps"
+        column = f"{short(study.reference or '')}'s steps / its steps [95 % interval]"
         table = table.merge(pd.DataFrame({"agent": ratios["agent"], column: means}), how="left", on="agent")
         table[column] = table[column].fillna("")
     place = Path(os.path.relpath(folder, readme.parent)).as_posix()

@@ -103,7 +103,8 @@ def _reached(study: Study) -> Fact:
     return Fact(
         f"{reached} of {runs}",
         "runs of STORM+PG reach the task's threshold",
-        f"{sentence}{'; ' if others else ''}{', '.join(others)}.",
+        f"{'; '.join([sentence, *([', '.join(others)] if others else [])])} (to the end: the mean of the last ten "
+        "evaluations is not below the threshold).",
     )
 
 

@@ -203,6 +203,12 @@ def _range(values: Sequence[int]) -> str:
     return f"{values[0]}" if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
+def every_run(study: Study) -> pd.DataFrame:
+    """What is measured on each run; without steps and seconds to a threshold that it never reached."""
+    names, reached = ["steps_to_threshold", "seconds_to_threshold"], study.rows["reached"]
+    return study.rows.assign(**{name: study.rows[name].where(reached).convert_dtypes() for name in names})
+
+
 def interval(value: Estimate) -> str:
     """As text; without the interval where there are too few seeds for one."""
     return f"{value.value:.2f}" if value.low != value.low else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"

@@ -71,6 +71,7 @@ def test_no_number_is_only_a_budget(folder: Path, store: Store) -> None:
         store("ppo_zoo", "MountainCar-v0", seed, hit)
     store("storm_plus_pg", "MountainCar-v0", 0, None)
     study = Study.of(load_runs(folder))
+    assert tables.every_run(study).query("not reached")["steps_to_threshold"].isna().all()
     assert tables.each_seed(study, study.agents)["MountainCar-v0"].tolist() == ["(1 never)", "20 (2 never)", "not run"]
     assert tables.steps(study, study.agents)["MountainCar-v0"].tolist() == ["- (0 of 1)", "- (1 of 3)", "not run"]
     assert tables.seconds(study, study.agents)["MountainCar-v0"].tolist() == ["- (0 of 1)", "- (1 of 3)", "not run"]
