@@ -34,6 +34,7 @@ class Contestant:
             them stands in for SB3's ``make_vec_env``, unless it has environments of its own.
         own_environments: Whether its environments are part of its settings, so that no others can stand in.
         build_variant: What builds it with arguments in brackets, where that is not ``build``.
+        settings: Where its settings come from, in words, for reports.
     """
 
     name: str
@@ -41,6 +42,17 @@ class Contestant:
     build: Callable[..., BaseAlgorithm]
     own_environments: bool = False
     build_variant: Callable[..., BaseAlgorithm] | None = None
+    settings: str = ""
+
+
+def _of_the_zoo(algorithm: str) -> Contestant:
+    return Contestant(
+        f"{algorithm}_zoo",
+        f"{algorithm.upper()} (RL Zoo's settings)",
+        partial(build_from_zoo, algorithm),
+        own_environments=True,
+        settings="RL Zoo's for each task, with its environments and normalisation",
+    )
 
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -48,15 +60,24 @@ CONTESTANTS: dict[str, Contestant] = {
     for contestant in (
         Contestant(
             "storm_plus_pg",
-            "STORM+PG (defaults)",
+            "STORM+PG",
             partial(build_model, STORMPlusPG),
             build_variant=partial(build_model, STORMPlusPGVariant),
+            settings="the constructor's defaults, nothing else set",
         ),
-        Contestant("ppo_zoo", "PPO (RL Zoo's settings)", partial(build_from_zoo, "ppo"), own_environments=True),
-        Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_model, PPO)),
-        Contestant("a2c_zoo", "A2C (RL Zoo's settings)", partial(build_from_zoo, "a2c"), own_environments=True),
-        Contestant("trpo_zoo", "TRPO (RL Zoo's settings)", partial(build_from_zoo, "trpo"), own_environments=True),
-        *(Contestant(row.name, row.algorithm.__name__, partial(build_model, row.algorithm)) for row in _SIBLINGS),
+        _of_the_zoo("ppo"),
+        Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_model, PPO), settings="SB3's defaults"),
+        _of_the_zoo("a2c"),
+        _of_the_zoo("trpo"),
+        *(
+            Contestant(
+                row.name,
+                row.algorithm.__name__,
+                partial(build_model, row.algorithm),
+                settings="the best of a search for each of the benchmark's tasks",
+            )
+            for row in _SIBLINGS
+        ),
     )
 }
 
@@ -79,8 +100,9 @@ def get_contestant(name: str) -> Contestant:
     if not bracket:
         return contestant
     build = partial(contestant.build_variant or contestant.build, **_literals(name, arguments))
-    label = f"{contestant.label.removesuffix(' (defaults)')} [{arguments}"
-    return Contestant(name, label, build, contestant.own_environments)
+    label = f"{contestant.label} [{arguments}"
+    settings = f"{contestant.settings}, with [{arguments}"
+    return Contestant(name, label, build, contestant.own_environments, settings=settings)
 
 
 def _literals(name: str, arguments: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SB3's algorithms with RL Zoo's tuned settings, read from the installed rl_zoo3 and built by its own code."""
+"""SB3's algorithms with RL Zoo's settings for each task, read from the installed rl_zoo3 and built by its own code."""
 
 import argparse
 import contextlib

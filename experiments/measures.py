@@ -86,6 +86,14 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def median_to_threshold(rows: pd.DataFrame, measure: str = "steps_to_threshold") -> float:
+    """Median over runs, of which those that never got there are later than any other; infinite if half never did.
+
+    So it never hangs on a budget.
+    """
+    return float(rows[measure].where(rows["reached"], float("inf")).median())
+
+
 def measured(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row for each run, as `measure` gives it."""
     return pd.DataFrame([measure(run) for run in runs])

@@ -51,8 +51,8 @@ def test_a_contestant_is_one_entry(toy_task: str, tmp_path: Path, monkeypatch: p
     execute(RunSpec("toy[n_envs=2]", toy_task, 0), tmp_path)
     execute(RunSpec("toy", toy_task, 0), tmp_path)
     study = Study.of(load_runs(tmp_path))
-    assert tables.steps(study, study.agents)["agent"].tolist() == ["A toy"]
-    assert study.agents + study.variants == ["toy", "toy[n_envs=2]"]
+    assert tables.steps(study, study.agents)["agent"].tolist() == ["A toy", "A toy [n_envs=2]"]
+    assert study.agents == ["toy", "toy[n_envs=2]"]
 
 
 def test_no_page_but_the_algorithms_own_lists_them() -> None:

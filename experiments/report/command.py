@@ -1,6 +1,8 @@
 """``python -m experiments report``: everything that is published about a study, from its stored runs."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +12,10 @@ from matplotlib.figure import Figure
 
 from agents import FAMILY
 from experiments.files import check_folder, own_folder, write_atomically
-from experiments.plots import png
-from experiments.report import figures, tables
-from experiments.report.page import Image, Section, Table, as_html, as_markdown, markdown_table
-from experiments.report.study import OURS, Study, label, unmarked
+from experiments.plots import svg
+from experiments.report import figures, stored_ablation, summary, tables
+from experiments.report.page import Image, Report, Section, Table, as_html, as_markdown, markdown_table
+from experiments.report.study import OURS, Study, label, short, unmarked
 from experiments.runs import PROTOCOL_VERSION
 from experiments.storage import failures, load_runs
 
@@ -22,6 +24,10 @@ BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
 INTERVALS = (
     "In square brackets: 95 % intervals of the stratified bootstrap, 10,000 resamples of seeds within each task."
 )
+REACHED = (
+    "In brackets, how many seeds reached it, where not all did; `-`: half of them or fewer, so that there is no median."
+)
+NOT_RUN = "`not run`: the agent was not run on that task."
 
 
 def report(
@@ -36,155 +42,208 @@ def report(
         Path | None, typer.Option(help="Rewrite the marked section of this page too, as README.md.")
     ] = None,
 ) -> None:
-    """Write index.html (one file, images inside), README.md, the figures and runs.csv, all from the stored runs."""
+    """Write index.html, README.md, their figures and runs.csv into one folder, all from the stored runs."""
     folder = output or own_folder(results) / "report"
     check_folder(folder)
     if readme is not None:
         _split(readme)  # A page without a marked section is an error before the work, not after.
     study = Study.of(load_runs(results))
-    sections = build(study, failures(results))
-    for section in sections:
+    page = build(study, failures(results), results.parent / "ablations")
+    for section in page.sections:
         for item in section.items:
             if isinstance(item, Image):
-                write_atomically(folder / f"{item.name}.png", item.content)
-    write_atomically(folder / "runs.csv", study.rows.to_csv(index=False).encode())
-    write_atomically(folder / "README.md", as_markdown(TITLE, sections).encode())
-    write_atomically(folder / "index.html", as_html(TITLE, sections).encode())
+                for name, content in item.files().items():
+                    write_atomically(folder / name, content)
+    write_atomically(folder / "runs.csv", tables.every_run(study).to_csv(index=False).encode())
+    write_atomically(folder / "README.md", as_markdown(page).encode())
+    write_atomically(folder / "index.html", as_html(page).encode())
     typer.echo(f"{len(study.runs)} runs: {folder / 'index.html'}, {folder / 'README.md'}")
     if readme is not None:
         rewrite(readme, study, folder)
         typer.echo(f"Rewrote the section between {BEGIN} and {END} in {readme}.")
 
 
-def build(study: Study, failed: dict[str, str]) -> list[Section]:
-    """The report's sections."""
-    sections = [*_results(study), *_details(study)]
+def build(study: Study, failed: dict[str, str], ablations: Path) -> Report:
+    """The report; ``ablations`` is the folder of a stored ablation of STORM+PG, which may be missing."""
+    facts = summary.facts(study)
+    sections = []
+    if facts:
+        sections.append(Section("Summary", "\n".join(f"- {fact.sentence}" for fact in facts)))
+    if OURS in study.agents:
+        sections += stored_ablation.sections(ablations)
+    sections += [_steps(study), _learning_curves(study), _over_tasks(study), _returns(study), _time(study)]
     if study.variants:
-        sections.append(_ablations(study))
-    return [*sections, _provenance(study, failed)]
+        sections.append(_variants(study))
+    sections.append(_runs(study, failed))
+    glance = [(fact.figure, fact.what) for fact in facts if fact.figure]
+    return Report(TITLE, summary.introduction(study), glance, summary.origin(study), sections, marked=label(OURS))
 
 
-def _results(study: Study) -> list[Section]:
-    agents = study.agents
-    left_out = [label(name) for name in agents if name not in study.complete(agents)]
-    partial = f" Without {', '.join(left_out)}, which did not run on every task." if left_out else ""
-    several = f"over {len(study.tasks)} tasks" if len(study.tasks) > 1 else f"on {study.tasks[0].id}"
-    return [
-        Section(
-            "Env steps to the threshold",
-            "Env step of the first of two evaluations in a row at or above the task's threshold (deterministic policy, "
-            "mean of 20 episodes). A run that never gets there counts as the budget, and is counted.",
-            [
-                Table(tables.steps(study, agents), "Median over seeds."),
-                Image(
-                    "steps_to_threshold",
-                    png(figures.steps_to_threshold(study, agents)),
-                    "Env steps to the threshold: every seed, and the median as a bar; the dotted line is the budget.",
-                ),
-                Table(tables.each_seed(study, agents), "Every seed, in thousands of env steps, from seed 0 on."),
-                Table(
-                    tables.ratios(study, agents),
-                    f"Median steps of RL Zoo's PPO over the agent's, where most seeds of both learn. {INTERVALS}",
-                ),
-            ],
-        ),
-        Section(
-            "Learning curves",
-            "",
-            _learning_curves(study),
-        ),
-        Section(
-            "Aggregates",
-            f"Scores are normalised to each task's range and pooled {several}.{partial} {INTERVALS}",
-            [
-                Table(tables.aggregates(study, agents), "Interquartile mean of normalised scores."),
-                *_image("aggregate_scores", figures.aggregate_scores(study, agents), "Interquartile means."),
-                *_image(
-                    "performance_profiles",
-                    figures.profiles(study, agents),
-                    "Performance profiles: share of runs with a normalised score above a value; higher is better.",
-                ),
-                Table(
-                    tables.improvement(study, agents),
-                    "Probability that a seed of the agent beats one of that PPO on the same task, ties one half "
-                    "(Mann-Whitney), mean over tasks.",
-                ),
-                *_image(
-                    "probability_of_improvement",
-                    figures.improvement(study, agents),
-                    "Probability of improvement over RL Zoo's PPO; the dotted line is one half.",
-                ),
-            ],
-        ),
-    ]
-
-
-def _learning_curves(study: Study) -> list[Image]:
-    """A figure of STORM+PG and its opponents and, if SVRPG's siblings ran, one of the whole family."""
-    agents, text = (
-        study.agents,
-        "Deterministic return (mean of 20 episodes) against env steps: interquartile mean ",
+def _steps(study: Study) -> Section:
+    agents, reference = study.agents, study.reference
+    against = short(reference) if reference is not None else ""
+    return Section(
+        "Env steps to the threshold",
+        "The env step of the first of two evaluations in a row at or above the task's threshold; an evaluation is the "
+        "mean of 20 episodes of the deterministic policy.",
+        [
+            *_figure(
+                "steps_to_threshold",
+                partial(figures.steps_to_threshold, study, agents),
+                "Env steps to the threshold of every seed, by task and agent",
+                "Each marker is a seed. Hollow, in the grey strip right of the budget: a seed that never reached the "
+                "threshold. The bar is the median, the band its 95 % interval over seeds; both are missing where half "
+                "of the seeds or fewer got there.",
+            ),
+            Table(tables.steps(study, agents), f"Median over seeds. {REACHED} {NOT_RUN}"),
+            Table(
+                tables.each_seed(study, agents),
+                "Every seed that reached it, in thousands of env steps, in ascending order.",
+                folded=True,
+            ),
+            Table(
+                tables.ratios(study, agents),
+                f"Median steps of {against} over the agent's, where more than half of the seeds of both reach it; "
+                f"elsewhere `-` and the number of seeds that did. {INTERVALS}",
+            ),
+            *_figure(
+                "fewer_steps",
+                partial(figures.fewer_steps, study, agents),
+                f"Probability of needing fewer env steps than {against}, by task and agent",
+                f"Each seed of the agent against each of {against}: how often it needs fewer steps (Mann-Whitney, ties "
+                "one half). A seed that never reached the threshold comes after any that did: no budget enters. "
+                "Bars: 95 % intervals over seeds; an interval over the dotted line, one half, is no difference.",
+            ),
+            Table(tables.fewer_steps(study, agents), f"The same in figures. {INTERVALS} {NOT_RUN}", folded=True),
+        ],
     )
-    text += "over seeds, and its pointwise 95 % bootstrap interval."
+
+
+def _learning_curves(study: Study) -> Section:
+    """A figure of STORM+PG and its opponents and, if SVRPG's siblings ran, one of the whole family."""
+    agents = study.agents
     members = {name.lower() for name in FAMILY}
     family = [name for name in agents if unmarked(name) in members]
     siblings = [name for name in family if unmarked(name) != "svrpg"]
-    opponents = [name for name in agents if name not in siblings]
-    images = [Image("learning_curves", png(figures.learning_curves(study, agents, opponents)), text)]
+    shown = {"learning_curves": [name for name in agents if name not in siblings]}
     if siblings:
-        shown = [name for name in agents if name in family or unmarked(name) == OURS]
-        figure = figures.learning_curves(study, agents, shown)
-        images.append(Image("learning_curves_family", png(figure), f"SVRPG and its siblings. {text}"))
-    return images
+        shown["learning_curves_family"] = [name for name in agents if name in family or unmarked(name) == OURS]
+    return Section(
+        "Learning curves",
+        "Return of the deterministic policy, mean of 20 episodes, against env steps: interquartile mean over seeds "
+        "and, as a band, its pointwise 95 % interval. The axis begins at the return that counts as 0 (table under "
+        "[Runs](#runs)); what is lower is cut.",
+        [
+            image
+            for name, some in shown.items()
+            for image in _figure(
+                name,
+                partial(figures.learning_curves, study, agents, some),
+                f"Deterministic return against env steps of {summary.listed(map(label, some))}, by task",
+                "STORM+PG and SVRPG with its siblings." if name == "learning_curves_family" else "",
+            )
+        ],
+    )
 
 
-def _details(study: Study) -> list[Section]:
+def _over_tasks(study: Study) -> Section:
     agents = study.agents
-    spread = "Median over seeds [lowest, highest]."
-    return [
-        Section(
-            "Returns",
-            spread,
-            [
-                Table(
-                    tables.medians(study, agents, "final_return", 1),
-                    "Final return: deterministic policy after training, 100 episodes.",
-                ),
-                Table(
-                    tables.medians(study, agents, "evaluation_score", 2),
-                    "Area under the evaluation curve, normalised: mean score over the budget.",
-                ),
-                Table(
-                    tables.medians(study, agents, "training_score", 2),
-                    "Area under the training curve, normalised: mean score of training episodes over the budget.",
-                ),
-                Table(
-                    tables.collapses(study, agents),
-                    "Collapsed seeds: last ten evaluations below the threshold, on average, after it was reached.",
-                ),
-            ],
-        ),
-        Section(
-            "Time",
-            f"Each run alone on one core, one torch thread; evaluations do not count. {spread}",
-            [
-                Table(
-                    tables.medians(study, agents, "seconds_to_threshold", 1),
-                    "Seconds of training to the threshold; all of them for a run that never got there.",
-                ),
-                Table(tables.medians(study, agents, "steps_per_second"), "Env steps per second of learn()."),
-            ],
-        ),
-    ]
+    left_out = [label(name) for name in agents if name not in study.complete(agents)]
+    partial_runs = f" Without {summary.listed(left_out)}, not run on every task." if left_out else ""
+    several = f"over the {len(study.tasks)} tasks" if len(study.tasks) > 1 else f"on {study.tasks[0].id}"
+    reference = label(study.reference) if study.reference is not None else ""
+    return Section(
+        "All tasks together",
+        f"Returns are normalised to each task's range from 0 to 1 and pooled {several}, every seed of each."
+        f"{partial_runs}",
+        [
+            *_figure(
+                "aggregate_scores",
+                partial(figures.aggregate_scores, study, agents),
+                "Interquartile means of normalised scores, by agent",
+                "Interquartile mean: the mean without the lowest and highest quarter of runs. Bars: 95 % intervals.",
+            ),
+            Table(tables.aggregates(study, agents), f"The same in figures. {INTERVALS}", folded=True),
+            *_figure(
+                "performance_profiles",
+                partial(figures.profiles, study, agents),
+                "Performance profiles: share of runs above a normalised score, by agent",
+                "Performance profiles: the share of runs with a higher score than the one on the axis. Higher is "
+                "better; bands are 95 % intervals.",
+            ),
+            Table(
+                tables.improvement(study, agents),
+                f"Probability that a seed of the agent beats one of {reference} on the same task (Mann-Whitney, ties "
+                f"one half), mean over tasks. {INTERVALS}",
+            ),
+        ],
+    )
 
 
-def _ablations(study: Study) -> Section:
+def _returns(study: Study) -> Section:
+    agents, spread = study.agents, "Median over seeds [lowest, highest]."
+    return Section(
+        "Returns and what becomes of them",
+        "",
+        [
+            Table(
+                tables.medians(study, agents, "final_return", 1),
+                f"Final return: 100 episodes of the deterministic policy after training. {spread}",
+            ),
+            Table(
+                tables.collapses(study, agents),
+                "Seeds that lost the threshold again, of those that reached it: their last ten evaluations are below "
+                "it, on average. `-`: none reached it.",
+            ),
+            Table(
+                tables.medians(study, agents, "evaluation_score", 2),
+                f"Area under the evaluation curve, normalised: mean score over the budget. {spread}",
+                folded=True,
+            ),
+            Table(
+                tables.medians(study, agents, "training_score", 2),
+                f"Area under the training curve, normalised: mean score of training episodes over the budget. {spread}",
+                folded=True,
+            ),
+        ],
+    )
+
+
+def _time(study: Study) -> Section:
+    agents = study.agents
+    return Section(
+        "Time",
+        "Of training alone, without evaluations, in a process with one torch thread. What else the machine did "
+        "meanwhile is not recorded: take times as rough. `python -m experiments throughput` measures speed side by "
+        "side.",
+        [
+            Table(
+                tables.seconds(study, agents),
+                f"Seconds of training to the threshold, median over seeds. {REACHED}",
+                folded=True,
+            ),
+            Table(
+                tables.medians(study, agents, "steps_per_second"),
+                "Env steps per second of `learn()`. Median over seeds [lowest, highest].",
+                folded=True,
+            ),
+        ],
+    )
+
+
+def _variants(study: Study) -> Section:
     variants = [*[name for name in study.agents if unmarked(name) == OURS], *study.variants]
     return Section(
-        "Ablations",
-        "Variants of STORM+PG, each with one part switched off or replaced.",
+        "Variants of STORM+PG",
+        "Each with one part switched off or replaced.",
         [
-            Table(tables.steps(study, variants), "Env steps to the threshold, median over seeds."),
+            *_figure(
+                "variants",
+                partial(figures.steps_to_threshold, study, variants),
+                "Env steps to the threshold of every seed, by task and variant",
+                "Each marker is a seed, hollow ones never reached the threshold; the bar is the median.",
+            ),
+            Table(tables.steps(study, variants), f"Env steps to the threshold, median over seeds. {REACHED}"),
             Table(
                 tables.ratios(study, variants, OURS),
                 f"Median steps of STORM+PG as it is over those of the variant; below 1 the variant needs more. "
@@ -194,19 +253,20 @@ def _ablations(study: Study) -> Section:
                 tables.medians(study, variants, "evaluation_score", 2), "Area under the evaluation curve, normalised."
             ),
             Table(tables.medians(study, variants, "final_return", 1), "Final return."),
-            Table(tables.collapses(study, variants), "Collapsed seeds."),
-            *_image("ablations", figures.steps_to_threshold(study, variants), "Env steps to the threshold."),
+            Table(tables.collapses(study, variants), "Seeds that lost the threshold again, of those that reached it."),
         ],
     )
 
 
-def _provenance(study: Study, failed: dict[str, str]) -> Section:
+def _runs(study: Study, failed: dict[str, str]) -> Section:
     return Section(
         "Runs",
         f"Protocol version {PROTOCOL_VERSION}; docs/benchmark.md describes it. Everything here is computed from the "
-        "stored runs by `python -m experiments report`.",
+        "stored runs by `python -m experiments report`; `runs.csv` beside this page has a row for each.",
         [
-            Table(tables.versions(study)),
+            Table(tables.tasks(study), "The tasks."),
+            Table(tables.contestants(study), "The agents."),
+            Table(tables.versions(study), "What the runs were made with.", folded=True),
             Table(
                 pd.DataFrame({"run": list(failed), "error": list(failed.values())}),
                 "Failed runs, which are not in any table or figure.",
@@ -215,8 +275,12 @@ def _provenance(study: Study, failed: dict[str, str]) -> Section:
     )
 
 
-def _image(name: str, figure: Figure | None, caption: str) -> list[Table | Image]:
-    return [] if figure is None else [Image(name, png(figure), caption)]
+def _figure(name: str, draw: Callable[..., Figure | None], title: str, caption: str = "") -> list[Image]:
+    """The figure for a page and for a phone; none where it cannot be drawn."""
+    wide, narrow = draw(narrow=False), draw(narrow=True)
+    if wide is None or narrow is None:
+        return []
+    return [Image(f"{name}.svg", svg(wide), title, caption, svg(narrow))]
 
 
 # THE README
@@ -233,19 +297,16 @@ def rewrite(readme: Path, study: Study, folder: Path) -> None:
     ratios = tables.ratios(study, study.agents)
     if len(ratios):
         means = ratios["geometric mean"] + " on " + ratios["tasks"] + " tasks"
-        ratios = pd.DataFrame(
-            {"agent": ratios["agent"], "PPO's steps / its steps, where most seeds of both learn": means}
-        )
-        table = table.merge(ratios, how="left", on="agent").fillna(tables.NONE)
+        column = f"{short(study.reference or '')}'s steps / its steps [95 % interval]"
+        table = table.merge(pd.DataFrame({"agent": ratios["agent"], column: means}), how="left", on="agent")
+        table[column] = table[column].fillna("")
     place = Path(os.path.relpath(folder, readme.parent)).as_posix()
-    proper = study.rows[study.rows["contestant"].isin(study.agents)]
-    seeds = proper.groupby(["contestant", "task"]).size()
-    count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     parts = [
         BEGIN,
-        f"Env steps to each task's threshold, median of {count} seeds ([everything else]({place}/README.md)):",
+        f"Env steps to each task's threshold, median of {summary.seeds(study)} seeds "
+        f"([everything else]({place}/README.md)). {REACHED}",
         markdown_table(table),
-        f"![Deterministic return against env steps]({place}/learning_curves.png)",
+        f"![Deterministic return against env steps]({place}/learning_curves.svg)",
         END,
     ]
     write_atomically(readme, (before + "\n\n".join(parts) + after).encode())

@@ -1,6 +1,12 @@
-"""The report's figures: colours, line styles and markers each tell agents apart, so that print does too."""
+"""The report's figures: colours, line styles and markers each tell agents apart, so that print does too.
 
-from collections.abc import Callable, Sequence
+Each is drawn in two widths: for a page, panels side by side; for a phone (``narrow``), one below the other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from math import isinf
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -9,17 +15,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.measures import evaluations_within
-from experiments.plots import COLOURS, LINES, MARKERS, new_figure
-from experiments.report.study import REFERENCE, Study, label
-from experiments.report.tables import COMPARED, NAMES, compared, improved
+from envs import Task
+from experiments.measures import evaluations_within, median_to_threshold
+from experiments.plots import COLOURS, INK, LINES, MARKERS, new_figure
+from experiments.report.study import OURS, Study, label, short, unmarked
+from experiments.report.tables import NAMES, NONE, NOT_RUN, improved, pooled
 from experiments.statistics import Estimate, Floats, estimates, iqm, profile
 
 # Enough for the width of a line; the tables' intervals have more.
 BAND_RESAMPLES = 2_000
 # Several bands on top of each other stay lighter than the lines.
-BAND_ALPHA = 0.13
+BAND_ALPHA = 0.16
 PROFILE_POINTS = np.linspace(0.0, 1.05, 106)
+# Inches: the height of a row, the width of a seed's marker, and that of the names.
+ROW, MARKER, NAMES_WIDTH = 0.46, 0.068, 1.8
+# Where seeds of about the same number of steps go, in markers from the row's middle.
+LANES = (0, 1, -1, 2, -2)
+DOTTED: dict[str, Any] = {"color": INK, "linestyle": (0, (1, 1)), "linewidth": 1}
 
 
 def style(index: int) -> dict[str, Any]:
@@ -31,163 +43,288 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def learning_curves(study: Study, agents: Sequence[str], shown: Sequence[str]) -> Figure:
+def learning_curves(study: Study, agents: Sequence[str], shown: Sequence[str], narrow: bool = False) -> Figure:
     """Evaluation return against env steps: interquartile mean over seeds and its 95 % interval, a panel a task.
 
-    Of all agents, whose places in the list give each its style, those ``shown``.
+    Of all agents, whose places in the list give each its style, those ``shown``. The axis of returns begins at the
+    task's score of 0, so that a few returns far below leave something to be seen.
     """
-    figure, panels = _panels(study, 3.1)
+    panels_needed = len(study.tasks) + 1
+    columns = 1 if narrow else 2 if panels_needed < 5 else 3
+    rows = -(-panels_needed // columns)
+    figure, panels = new_figure(rows, columns, (4.0, 2.7 * rows) if narrow else (3.7 * columns, 3.0 * rows))
+    for axes in panels[len(study.tasks) :]:
+        axes.axis("off")
     for axes, task in zip(panels, study.tasks, strict=False):
         for index, name in enumerate(agents):
-            records = study.records(name, task)
-            if records and name in shown:
-                _draw_curve(axes, records, style(index))
-        axes.axhline(task.threshold, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
+            if name in shown and len(study.of_task(name, task)):
+                _draw_curve(axes, _curve(study, name, task), style(index), unmarked(name) == OURS)
+        axes.axhline(task.threshold, **DOTTED)
+        low, high = task.score_range
+        margin = 0.06 * (high - low)
+        axes.set_ylim(low - margin, max(high, axes.dataLim.y1) + margin)
         axes.set(title=task.id, xlabel="env steps", ylabel="deterministic return")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k" if value else "0")
     _legend(panels[len(study.tasks)], agents, shown)
     return figure
 
 
-def _draw_curve(axes: Axes, records: list[dict[str, Any]], line: dict[str, Any]) -> None:
-    evaluations = [evaluations_within(run) for run in records]
+@cache
+def _curve(study: Study, name: str, task: Task) -> tuple[Floats, Floats, Floats, Floats]:
+    """Env steps, interquartile mean over seeds and the ends of its interval."""
+    evaluations = [evaluations_within(run) for run in study.records(name, task)]
     steps = np.asarray(evaluations[0]["step"], dtype=float)
-    curves = np.stack([np.interp(steps, each["step"], each["mean_return"]) for each in evaluations], axis=-1)
-    middle, low, high = estimates(iqm, [curves], resamples=BAND_RESAMPLES)
-    axes.plot(steps, middle, **line, linewidth=1.8, markersize=5, markevery=max(1, len(steps) // 8))
+    returns = np.stack([np.interp(steps, each["step"], each["mean_return"]) for each in evaluations], axis=-1)
+    return (steps, *estimates(iqm, [returns], resamples=BAND_RESAMPLES))
+
+
+def _draw_curve(axes: Axes, curve: tuple[Floats, ...], line: dict[str, Any], ours: bool) -> None:
+    steps, middle, low, high = curve
+    width, order = (2.6, 3) if ours else (1.5, 2)
+    axes.plot(steps, middle, **line, linewidth=width, zorder=order, markersize=5, markevery=max(1, len(steps) // 8))
     axes.fill_between(steps, low, high, color=line["color"], alpha=BAND_ALPHA, linewidth=0)
 
 
-def steps_to_threshold(study: Study, agents: Sequence[str]) -> Figure:
-    """Env steps to the threshold: each seed a marker (hollow: never, at the budget), the median a bar; log scale."""
-    figure, panels = _panels(study, 0.6 + 0.38 * max(4, len(agents)))
-    for axes, task in zip(panels, study.tasks, strict=False):
-        for index, name in enumerate(agents):
-            rows = study.of_task(name, task)
-            if not len(rows):
-                continue
-            line = style(index)
-            # Seeds with the same number of steps side by side, not on top of each other.
-            height = index + 0.28 * np.linspace(-1, 1, len(rows)) * (len(rows) > 1)
-            for reached in (True, False):
-                chosen = (rows["reached"] == reached).to_numpy()
-                face = line["color"] if reached else "none"
-                axes.scatter(
-                    rows["steps_to_threshold"][chosen],
-                    height[chosen],
-                    marker=line["marker"],
-                    s=20,
-                    facecolors=face,
-                    edgecolors=line["color"],
-                    linewidths=0.9,
-                    alpha=0.8,
-                )
-            median = rows["steps_to_threshold"].median()
-            axes.plot([median, median], [index - 0.4, index + 0.4], color="black", linewidth=2)
-        axes.set(title=task.id, xscale="log", xlabel="env steps, log scale", ylim=(len(agents) - 0.5, -0.5))
+def _legend(axes: Axes, agents: Sequence[str], shown: Sequence[str]) -> None:
+    handles = [
+        Line2D([], [], **style(index), linewidth=2.6 if unmarked(name) == OURS else 1.5, label=label(name))
+        for index, name in enumerate(agents)
+        if name in shown
+    ]
+    handles.append(Line2D([], [], **DOTTED, label="threshold"))
+    axes.legend(handles=handles, loc="center left", frameon=False, fontsize=9, handlelength=4)
+
+
+def steps_to_threshold(study: Study, agents: Sequence[str], narrow: bool = False) -> Figure:
+    """Env steps to the threshold on a log scale: each seed a marker, the median a bar with its 95 % interval.
+
+    Seeds that never reached it are hollow, right of the budget, where the axis has no steps.
+    """
+    names = _on_panels(study, agents, [[task] for task in study.tasks], narrow)
+    titles = [task.id for task in study.tasks]
+    figure, panels, width = _named_rows(names, titles, "env steps, log scale", narrow)
+    for axes, task, shown in zip(panels, study.tasks, names, strict=False):
         fewest = study.rows.loc[study.rows["task"] == task.id, "steps_to_threshold"].min()
-        axes.set_xlim(fewest / 1.5, task.budget * 1.3)
-        axes.axvline(task.budget, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
-        axes.set_yticks([])
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        left, right = fewest / 1.6, task.budget * (task.budget / fewest) ** 0.22
+        axes.set(xscale="log", xlim=(left, right))
+        axes.axvspan(task.budget, right, color=INK, alpha=0.1, linewidth=0)
+        axes.axvline(task.budget, **DOTTED)
+        axes.text((task.budget * right) ** 0.5, -0.52, "never", ha="center", va="bottom", fontsize=8)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         axes.xaxis.set_minor_formatter(NullFormatter())
-    _legend(panels[len(study.tasks)], agents, lines=False)
+        # A marker's width in the logarithm of the steps.
+        marker = np.log(right / left) * MARKER / width
+        for row, name in enumerate(shown):
+            _draw_seeds(axes, study, name, task, (row, style(list(agents).index(name))), marker)
     return figure
 
 
-def aggregate_scores(study: Study, agents: Sequence[str]) -> Figure | None:
-    """Interquartile means of normalised scores with their intervals."""
-    scores = ("final_score", "evaluation_score")
+def _draw_seeds(
+    axes: Axes, study: Study, name: str, task: Task, place: tuple[int, dict[str, Any]], marker: float
+) -> None:
+    rows, (row, line) = study.of_task(name, task), place
+    if not len(rows):
+        _note(axes, row, NOT_RUN)
+        return
+    colour, reached = line["color"], rows["reached"].to_numpy()
+    steps = np.log(rows["steps_to_threshold"].to_numpy(dtype=float))
+    right = np.log(axes.get_xlim()[1])
+    # Right of the budget: as many columns as the seeds need, around the middle.
+    columns = -(-int((~reached).sum()) // len(LANES))
+    steps[~reached] = (np.log(task.budget) + right) / 2 - (columns - 1) / 2 * marker
+    median = median_to_threshold(rows)
+    if not isinf(median):
+        low, high = _interval_of_median(study, name, task)
+        axes.plot([low, high], [row, row], color=colour, linewidth=15, alpha=0.22, solid_capstyle="butt", zorder=1)
+        axes.plot([median, median], [row - 0.36, row + 0.36], color=INK, linewidth=2, zorder=2)
+    for chosen, face in ((reached, colour), (~reached, "none")):
+        x, lanes = _side_by_side(steps[chosen] / marker)
+        axes.scatter(
+            np.exp(x * marker),
+            row + lanes * MARKER / ROW,
+            **{"marker": line["marker"], "s": 19, "facecolors": face, "edgecolors": colour, "linewidths": 0.9},
+            zorder=3,
+        )
+
+
+@cache
+def _interval_of_median(study: Study, name: str, task: Task) -> tuple[float, float]:
+    _, low, high = estimates(_median, study.samples(name, "steps_to_threshold", [task]))
+    return low, high
+
+
+def _median(samples: Sequence[Floats], axis: int) -> Any:
+    return np.median(samples[0], axis=axis)
+
+
+def _side_by_side(positions: Floats) -> tuple[Floats, Floats]:
+    """Places at which markers do not hide each other: positions in markers' widths, and the lanes of `LANES`.
+
+    Where all lanes are taken, a marker moves to the right.
+    """
+    placed: list[tuple[float, int]] = []
+    for position in np.sort(positions):
+        x = float(position)
+        while not (free := [lane for lane in LANES if all(lane != at or abs(x - other) >= 1 for other, at in placed)]):
+            x += 1
+        placed.append((x, free[0]))
+    return np.array([x for x, _ in placed]), np.array([lane for _, lane in placed], dtype=float)
+
+
+def aggregate_scores(study: Study, agents: Sequence[str], narrow: bool = False) -> Figure | None:
+    """Interquartile means of normalised scores, over all tasks, with their intervals."""
     names = study.complete(agents)
-    titles = [f"IQM, normalised\n{NAMES[score]}" for score in scores]
-    return _intervals(names, agents, titles, lambda column, name: compared(study, scores[column], name), None)
-
-
-def improvement(study: Study, agents: Sequence[str]) -> Figure | None:
-    """Probability of improvement over PPO, with its interval."""
-    if REFERENCE not in study.complete([REFERENCE]):
+    if not names:
         return None
-    names = [name for name in study.complete(agents) if name != REFERENCE]
-    measures = list(COMPARED)
-    titles = [f"P(better than PPO)\n{NAMES[measure]}" for measure in measures]
-    return _intervals(names, agents, titles, lambda column, name: improved(study, measures[column], name), 0.5)
+    scores = ("final_score", "evaluation_score")
+    titles = [NAMES[score] for score in scores]
+    quantity = "interquartile mean of normalised scores, all tasks"
+    figure, panels, _ = _named_rows([names] * len(scores), titles, quantity, narrow)
+    for axes, score in zip(panels, scores, strict=True):
+        _draw_intervals(axes, names, agents, lambda name, score=score: pooled(study, score, name))  # type: ignore[misc]
+    return figure
 
 
-def profiles(study: Study, agents: Sequence[str]) -> Figure | None:
+def fewer_steps(study: Study, agents: Sequence[str], narrow: bool = False) -> Figure | None:
+    """Probability that a seed needs fewer env steps than one of the reference: a panel a task, the last for all."""
+    reference = study.reference
+    names = [name for name in agents if name != reference]
+    if reference is None or not names:
+        return None
+    pools: dict[str, tuple[Task, ...]] = {task.id: (task,) for task in study.tasks}
+    if len(study.tasks) > 1:
+        pools["mean over tasks"] = tuple(study.tasks)
+    text = f"probability that a seed needs fewer env steps than one of {short(reference)}"
+    shown = _on_panels(study, names, list(pools.values()), narrow)
+    figure, panels, _ = _named_rows(shown, list(pools), text, narrow)
+    for axes, tasks, some in zip(panels, pools.values(), shown, strict=False):
+
+        def value(name: str, tasks: tuple[Task, ...] = tasks) -> Estimate | None:
+            ran = all(len(study.of_task(name, task)) for task in tasks)
+            return improved(study, "steps_to_threshold", name, reference, tasks) if ran else None
+
+        _draw_intervals(axes, some, agents, value, NOT_RUN if len(tasks) == 1 else "")
+        axes.axvline(0.5, **DOTTED)
+        axes.set_xlim(-0.05, 1.05)
+        axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    return figure
+
+
+def differences(
+    values: Mapping[str, Mapping[str, Estimate]], none: Mapping[str, float], narrow: bool = False
+) -> Figure:
+    """Intervals of variants, a panel for each quantity of ``values`` with a line where there is no difference."""
+    names = list(dict.fromkeys(name for each in values.values() for name in each))
+    rows, columns = (len(values), 1) if narrow else (1, len(values))
+    size = (4.0 if narrow else 10.5, (0.9 + 0.3 * len(names)) * rows)
+    figure, panels = new_figure(rows, columns, size, sharey=True)
+    for axes, (quantity, found) in zip(panels, values.items(), strict=True):
+        for row, name in enumerate(names):
+            if name not in found:
+                _note(axes, row, NONE)
+                continue
+            point = found[name]
+            colour = INK if point.low <= none[quantity] <= point.high else COLOURS[1]
+            axes.plot([point.low, point.high], [row, row], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
+            axes.plot(point.value, row, "o", color=colour, markersize=6)
+        axes.axvline(none[quantity], **DOTTED)
+        axes.set_title(quantity, fontsize=10)
+        # Long names break into lines, or a phone would have no room for the panel.
+        axes.set_yticks(range(len(names)), [fill(name, 24 if narrow else 40) for name in names])
+        axes.tick_params(labelsize=7.5 if narrow else 9)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis="x", color=INK, alpha=0.2)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def profiles(study: Study, agents: Sequence[str], narrow: bool = False) -> Figure | None:
     """Performance profiles: share of runs, over all tasks, above a normalised score."""
     names = study.complete(agents)
     if not names:
         return None
-    figure, panels = new_figure(1, 2, (9.6, 3.9), sharey=True)
+    figure, panels = new_figure(*((2, 1, (4.0, 6.4)) if narrow else (1, 2, (10.0, 3.6))), sharey=True)
     for axes, score in zip(panels, ("final_score", "evaluation_score"), strict=True):
         for name in names:
-            line = style(list(agents).index(name))
-            value, low, high = estimates(_profile, study.samples(name, score), resamples=BAND_RESAMPLES)
-            axes.plot(PROFILE_POINTS, value, **line, linewidth=1.8, markersize=5, markevery=13, label=label(name))
+            line, width = style(list(agents).index(name)), 2.6 if unmarked(name) == OURS else 1.5
+            value, low, high = _profile_of(study, name, score)
+            axes.plot(PROFILE_POINTS, value, **line, linewidth=width, markersize=5, markevery=13, label=label(name))
             axes.fill_between(PROFILE_POINTS, low, high, color=line["color"], alpha=BAND_ALPHA, linewidth=0)
-        axes.set(xlabel=f"normalised {NAMES[score]}, $\\tau$", xlim=(0, 1.05), ylim=(-0.02, 1.02))
-    panels[0].set_ylabel("share of runs with a score above $\\tau$")
-    panels[0].legend(loc="lower left", fontsize=8, handlelength=4)
+        axes.set(title=NAMES[score], xlabel="normalised score", xlim=(0, 1.05), ylim=(-0.02, 1.02))
+        axes.set_ylabel("share of runs above it")
+    panels[0].legend(loc="lower left", fontsize=8, handlelength=4, framealpha=0)
     return figure
+
+
+@cache
+def _profile_of(study: Study, name: str, score: str) -> tuple[Floats, Floats, Floats]:
+    return estimates(_profile, study.samples(name, score), resamples=BAND_RESAMPLES)
 
 
 def _profile(samples: Sequence[Floats], axis: int) -> Any:
     return profile(samples, PROFILE_POINTS, axis)
 
 
-def _intervals(
+def _draw_intervals(
+    axes: Axes,
     names: Sequence[str],
     agents: Sequence[str],
-    titles: Sequence[str],
-    value: Callable[[int, str], Estimate],
-    reference: float | None,
-) -> Figure | None:
-    if not names:
-        return None
-    figure, panels = new_figure(1, len(titles), (9.6, 1.3 + 0.36 * len(names)), sharey=True)
-    for column, (axes, title) in enumerate(zip(panels, titles, strict=True)):
-        for row, name in enumerate(names):
-            line = style(list(agents).index(name))
-            point = value(column, name)
-            axes.plot(
-                [point.low, point.high], [row, row], color=line["color"], linewidth=6, alpha=0.35, solid_capstyle="butt"
-            )
-            axes.plot(point.value, row, marker=line["marker"], color=line["color"], markersize=7)
-        if reference is not None:
-            axes.axvline(reference, color="0.35", linestyle=(0, (1, 1)), linewidth=1)
-            axes.set_xlim(-0.03, 1.03)
-        axes.set_title(title, fontsize=9)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_yticks(range(len(names)), [label(name) for name in names])
-        axes.grid(axis="x", color="0.9")
-        axes.set_axisbelow(True)
-    return figure
-
-
-def _panels(study: Study, height: float) -> tuple[Figure, list[Axes]]:
-    """A panel for each task and one more for the legend, two or three a row; what is left over is hidden."""
-    count = len(study.tasks) + 1
-    columns = 2 if count < 5 else 3
-    rows = -(-count // columns)
-    figure, panels = new_figure(rows, columns, (3.6 * columns + 0.6, height * rows))
-    for axes in panels[len(study.tasks) :]:
-        axes.axis("off")
-    return figure, panels
-
-
-def _legend(axes: Axes, agents: Sequence[str], shown: Sequence[str] | None = None, lines: bool = True) -> None:
-    handles = []
-    for index, name in enumerate(agents):
-        if shown is not None and name not in shown:
+    value: Callable[[str], Estimate | None],
+    missing: str = NOT_RUN,
+) -> None:
+    for row, name in enumerate(names):
+        line, point = style(list(agents).index(name)), value(name)
+        if point is None:
+            _note(axes, row, missing)
             continue
-        line = style(index) if lines else {**style(index), "linestyle": "none"}
-        handles.append(Line2D([], [], **line, linewidth=1.8, markersize=6, label=label(name)))
-    if lines:
-        handles.append(Line2D([], [], color="0.35", linestyle=(0, (1, 1)), linewidth=1, label="threshold"))
-    else:
-        handles.append(Line2D([], [], color="black", marker="|", markersize=12, markeredgewidth=2, linestyle="none"))
-        handles[-1].set_label("median")
-        hollow: dict[str, Any] = {"color": "0.35", "markerfacecolor": "none", "linestyle": "none", "marker": "o"}
-        handles.append(Line2D([], [], **hollow, label="hollow: never, counts as the budget"))
-    axes.legend(handles=handles, loc="center left", frameon=False, fontsize=9, handlelength=4)
+        axes.plot(
+            [point.low, point.high], [row, row], color=line["color"], linewidth=7, alpha=0.3, solid_capstyle="butt"
+        )
+        axes.plot(point.value, row, marker=line["marker"], color=line["color"], markersize=7)
+    axes.grid(axis="x", color=INK, alpha=0.2)
+    axes.set_axisbelow(True)
+
+
+def _note(axes: Axes, row: int, text: str) -> None:
+    """A word in place of what an agent does not have."""
+    axes.annotate(text, (0.04, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+
+
+def _named_rows(
+    names: Sequence[Sequence[str]], titles: Sequence[str], quantity: str, narrow: bool
+) -> tuple[Figure, list[Axes], float]:
+    """A panel for each of ``titles`` with a row for each of its ``names``, which stand at the left.
+
+    Returns the figure, its panels, and about how wide a panel is, in inches.
+    """
+    count, most = len(titles), max(map(len, names))
+    columns = 1 if narrow else min(count, 6)
+    rows = -(-count // columns)
+    width = 4.0 if narrow else min(11.2, NAMES_WIDTH + 3.4 * columns)
+    heights = [0.9 + ROW * (len(each) if narrow else most) for each in names][:: 1 if narrow else columns]
+    size = (width, sum(heights))
+    figure, panels = new_figure(rows, columns, size, sharey="row", gridspec_kw={"height_ratios": heights})
+    figure.supxlabel(quantity, fontsize=9)
+    for axes in panels[count:]:
+        axes.axis("off")
+    for axes, title, shown in zip(panels, titles, names, strict=False):
+        axes.set_title(title, fontsize=8.5 if columns > 4 else 10, pad=14)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_yticks(range(len(shown)), [label(name) for name in shown])
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(labelsize=9)
+        # Panels that share the names of the first have no labels of their own.
+        for text, name in zip(axes.get_yticklabels(), shown, strict=False):
+            text.set_fontweight("bold" if unmarked(name) == OURS else "normal")
+    return figure, panels, (width - NAMES_WIDTH) / columns - 0.15
+
+
+def _on_panels(study: Study, names: Sequence[str], pools: Sequence[Sequence[Task]], narrow: bool) -> list[list[str]]:
+    """The rows of each panel: all names where panels stand side by side, those that ran on its tasks for a phone."""
+
+    def ran(name: str, tasks: Sequence[Task]) -> bool:
+        return all(len(study.of_task(name, task)) for task in tasks)
+
+    return [[name for name in names if not narrow or ran(name, tasks)] for tasks in pools]

@@ -1,104 +1,152 @@
-"""One list of sections, written as a self-contained HTML page and as Markdown."""
+"""One list of sections, written as an HTML page and as Markdown; their figures are files beside them."""
 
-import base64
-import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from string import Template
 
 import pandas as pd
+from markdown_it import MarkdownIt
+
+MARKDOWN = MarkdownIt("commonmark", {"html": False})
+# Characters from which on a cell's text may break into lines.
+LONG = 48
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text."""
+    """A table of text; ``folded`` ones open on a click, with a ``note``. Cells and words may hold Markdown."""
 
     rows: pd.DataFrame
     caption: str = ""
+    folded: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A PNG: its file name without ending, its content, and what it shows in words."""
+    """A figure.
+
+    Attributes:
+        name: Its file's name, with its ending.
+        content: The file's content.
+        title: What it shows, for those who cannot see it.
+        caption: How to read it, in Markdown.
+        narrow: The same figure for a phone; empty where there is none.
+    """
 
     name: str
     content: bytes
-    caption: str
+    title: str
+    caption: str = ""
+    narrow: bytes = b""
+
+    def files(self) -> dict[str, bytes]:
+        """The figure's files by name."""
+        return {self.name: self.content, **({self.narrow_name: self.narrow} if self.narrow else {})}
+
+    @property
+    def narrow_name(self) -> str:
+        """Name of the file for a phone."""
+        path = Path(self.name)
+        return f"{path.stem}_narrow{path.suffix}"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is under it; items without rows are left out."""
+    """A heading and what is under it, in Markdown; items without rows are left out."""
 
     title: str
     text: str = ""
     items: Sequence[Table | Image] = field(default_factory=list)
 
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #bbb; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; }
-caption, figcaption { text-align: left; color: #444; font-size: 0.9rem; padding: 0.3rem 0; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.7rem; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #555; }
-figure { margin: 1rem 0; break-inside: avoid; }
-img { max-width: 100%; height: auto; }
-@media print { body { max-width: none; margin: 0; font-size: 11px; } table { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$body
-</body>
-</html>
-""")
+    @property
+    def anchor(self) -> str:
+        """What links to it end in, after #."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-def as_html(title: str, sections: Sequence[Section]) -> str:
-    """The page, with its images inside."""
-    parts: list[str] = []
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        if section.text:
-            parts.append(f"<p>{html.escape(section.text)}</p>")
-        for item in section.items:
-            if isinstance(item, Image):
-                source = base64.b64encode(item.content).decode()
-                caption = html.escape(item.caption)
-                parts.append(
-                    f'<figure><img alt="{caption}" src="data:image/png;base64,{source}">'
-                    f"<figcaption>{caption}</figcaption></figure>"
-                )
-            elif len(item.rows):
-                table = item.rows.to_html(index=False, border=0, classes="")
-                caption = f"<caption>{html.escape(item.caption)}</caption>" if item.caption else ""
-                parts.append(f'<div class="wide">{table.replace("<thead>", caption + "<thead>", 1)}</div>')
-    return PAGE.substitute(title=html.escape(title), body="\n".join(parts))
+@dataclass(frozen=True)
+class Report:
+    """A title, an introduction, figures to be seen at a glance (value and meaning), and sections."""
+
+    title: str
+    introduction: str
+    glance: Sequence[tuple[str, str]]
+    origin: str
+    sections: Sequence[Section]
+    # The first cell of the rows to be marked.
+    marked: str = ""
 
 
-def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """The summary, whose images lie beside it."""
-    parts = [f"# {title}"]
-    for section in sections:
+PAGE = Template((Path(__file__).parent / "page.html").read_text())
+
+
+def as_html(report: Report) -> str:
+    """The page; its images lie beside it."""
+    sections = []
+    for section in report.sections:
+        items = "\n".join(_html_item(item, report.marked) for item in section.items)
+        text = MARKDOWN.render(section.text)
+        sections.append(
+            f'<section id="{section.anchor}">\n<h2>{_inline(section.title)}</h2>\n{text}{items}\n</section>'
+        )
+    page = PAGE.substitute(
+        title=_inline(report.title),
+        introduction=MARKDOWN.render(report.introduction),
+        glance="\n".join(f"<li><b>{_inline(value)}</b> {_inline(what)}</li>" for value, what in report.glance),
+        contents="\n".join(
+            f'<li><a href="#{section.anchor}">{_inline(section.title)}</a></li>' for section in report.sections
+        ),
+        origin=_inline(report.origin),
+        sections="\n".join(sections),
+    )
+    # No line breaks between a number and its percent sign.
+    return page.replace(" %", "\u00a0%")
+
+
+def _html_item(item: Table | Image, marked: str) -> str:
+    if isinstance(item, Image):
+        image = f'<img alt="{_inline(item.title)}" src="{item.name}">'
+        if item.narrow:
+            image = f'<picture><source media="(max-width: 700px)" srcset="{item.narrow_name}">{image}</picture>'
+        else:
+            image = f'<div class="wide">{image}</div>'
+        return f"<figure>{image}<figcaption>{_inline(item.caption)}</figcaption></figure>"
+    if not len(item.rows):
+        return ""
+    head = "".join(f"<th>{_inline(str(name))}</th>" for name in item.rows.columns)
+    body = ""
+    for row in item.rows.astype(str).to_numpy():
+        cells = "".join(f"<td{' class=long' * (len(cell) > LONG)}>{_inline(cell)}</td>" for cell in row)
+        body += f"<tr{' class=marked' * (row[0] == marked)}>{cells}</tr>\n"
+    table = f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+    if item.folded:
+        note = f'<p class="caption">{_inline(item.note)}</p>' if item.note else ""
+        return f"<details><summary>{_inline(item.caption)}</summary>{note}{table}</details>"
+    return f'<p class="caption">{_inline(item.caption)}</p>{table}' if item.caption else table
+
+
+def _inline(text: str) -> str:
+    rendered: str = MARKDOWN.renderInline(text)
+    return rendered
+
+
+def as_markdown(report: Report) -> str:
+    """The same for a repository's web view."""
+    parts = [f"# {report.title}", report.introduction, f"*{report.origin}*"]
+    parts.append("\n".join(f"- [{section.title}](#{section.anchor})" for section in report.sections))
+    for section in report.sections:
         parts.append(f"## {section.title}")
         if section.text:
             parts.append(section.text)
         for item in section.items:
             if isinstance(item, Image):
-                parts.append(f"![{item.caption}]({item.name}.png)")
+                parts += [f"![{item.title}]({item.name})", *([item.caption] if item.caption else [])]
             elif len(item.rows):
-                if item.caption:
-                    parts.append(item.caption)
-                parts.append(markdown_table(item.rows))
+                words = " ".join(text for text in (item.caption, item.note) if text)
+                parts += [*([words] if words else []), markdown_table(item.rows)]
     return "\n\n".join(parts) + "\n"
 
 

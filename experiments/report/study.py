@@ -15,11 +15,14 @@ from experiments.runs import RunSpec
 from experiments.statistics import Floats
 
 OURS, REFERENCE = "storm_plus_pg", "ppo_zoo"
+# Whom others are compared with: the first of these that ran on every task.
+REFERENCES = (REFERENCE, "ppo_default")
 # Marks agents on the batched environments, which are never put together with those on gymnasium's.
 BATCHED = " @ batched"
 
 
-@dataclass(frozen=True)
+# Compared by identity, so that what is computed from a study can be kept.
+@dataclass(frozen=True, eq=False)
 class Study:
     """The finished runs of a study.
 
@@ -27,7 +30,7 @@ class Study:
         runs: The runs' records.
         rows: What is measured on each run; ``contestant`` is the agent, marked if it ran on batched environments.
         agents: The agents proper, marked likewise, in the order in which they are listed.
-        variants: Variants of agents (``storm_plus_pg[...]``): a section of their own.
+        variants: Variants of STORM+PG (``storm_plus_pg[...]``): a section of their own.
         tasks: The tasks, in the benchmark's order.
     """
 
@@ -47,8 +50,8 @@ class Study:
         return cls(
             runs,
             rows,
-            [name for name in names if "[" not in name],
-            [name for name in names if "[" in name],
+            [name for name in names if not name.startswith(f"{OURS}[")],
+            [name for name in names if name.startswith(f"{OURS}[")],
             [get_task(task) for task in (*TASKS, *OUTSIDE_TASKS) if task in set(rows["task"])],
         )
 
@@ -64,6 +67,11 @@ class Study:
     def complete(self, agents: Sequence[str]) -> list[str]:
         """Those that ran on every task of the study: the others have no part in aggregates over tasks."""
         return [name for name in agents if all(len(self.of_task(name, task)) for task in self.tasks)]
+
+    @property
+    def reference(self) -> str | None:
+        """The agent that the others are compared with; None if there is none that ran on every task."""
+        return next(iter(self.complete(REFERENCES)), None)
 
     def samples(self, agent: str, measure: str, tasks: Sequence[Task] | None = None) -> list[Floats]:
         """One array of seeds for each task."""
@@ -90,6 +98,11 @@ def label(agent: str) -> str:
     name = unmarked(agent)
     text = ABLATIONS.get(name) or get_contestant(name).label
     return text + " - batched environments" * agent.endswith(BATCHED)
+
+
+def short(agent: str) -> str:
+    """The label without its settings, for running text."""
+    return label(agent).partition(" (")[0]
 
 
 def _position(agent: str, order: list[str]) -> tuple[int, int]:

@@ -1,10 +1,15 @@
 """The report's tables, as data frames of text."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from math import isinf
 
 import pandas as pd
 
-from experiments.report.study import REFERENCE, Study, label
+from agents import get_contestant
+from envs import Task
+from experiments.measures import median_to_threshold
+from experiments.report.study import Study, label, short, unmarked
 from experiments.statistics import Estimate, estimate, iqm, probability_of_improvement, ratio_of_medians
 
 # What "better" is compared on, with a sign that makes more of it better.
@@ -14,35 +19,46 @@ NAMES = {
     "evaluation_score": "area under the evaluation curve",
     "steps_to_threshold": "steps to threshold",
 }
-NONE = "-"
+NONE, NOT_RUN = "-", "not run"
 
 
 def steps(study: Study, agents: Sequence[str]) -> pd.DataFrame:
-    """Median env steps to the threshold, and how many seeds never got there."""
+    """Median env steps to the threshold and, where not all seeds reached it, how many did."""
+    return _to_threshold(study, agents, "steps_to_threshold", 0)
 
+
+def seconds(study: Study, agents: Sequence[str]) -> pd.DataFrame:
+    """Median seconds of training to the threshold, likewise."""
+    return _to_threshold(study, agents, "seconds_to_threshold", 1)
+
+
+def _to_threshold(study: Study, agents: Sequence[str], measure: str, digits: int) -> pd.DataFrame:
     def cell(rows: pd.DataFrame) -> str:
-        failed = int((~rows["reached"]).sum())
-        return f"{rows['steps_to_threshold'].median():,.0f}" + (f" ({failed} of {len(rows)} never)" if failed else "")
+        median, reached = median_to_threshold(rows, measure), int(rows["reached"].sum())
+        text = NONE if isinf(median) else f"{median:,.{digits}f}"
+        return text + (f" ({reached} of {len(rows)})" if reached < len(rows) else "")
 
     return _by_task(study, agents, cell)
 
 
 def each_seed(study: Study, agents: Sequence[str]) -> pd.DataFrame:
-    """Env steps to the threshold of every seed, in thousands, in the order of seeds."""
+    """Env steps to the threshold of every seed that reached it, in thousands, and how many never did."""
 
     def cell(rows: pd.DataFrame) -> str:
-        pairs = zip(rows["steps_to_threshold"], rows["reached"], strict=True)
-        return " ".join(f"{steps / 1000:.0f}" if reached else "never" for steps, reached in pairs)
+        reached = sorted(rows.loc[rows["reached"], "steps_to_threshold"])
+        never = len(rows) - len(reached)
+        return " ".join([*(f"{steps / 1000:.0f}" for steps in reached), *([f"({never} never)"] if never else [])])
 
     return _by_task(study, agents, cell)
 
 
-def ratios(study: Study, agents: Sequence[str], reference: str = REFERENCE) -> pd.DataFrame:
+def ratios(study: Study, agents: Sequence[str], reference: str | None = None) -> pd.DataFrame:
     """Median steps of ``reference`` over median steps of each agent, and their geometric mean over tasks.
 
     Only of tasks that most seeds of both learn: elsewhere a median, and the ratio with it, would grow with the budget.
     """
-    if reference not in study.complete([reference]):
+    reference = reference or study.reference
+    if reference is None or reference not in study.complete([reference]):
         return pd.DataFrame()
     table = []
     for name in study.complete(agents):
@@ -50,13 +66,22 @@ def ratios(study: Study, agents: Sequence[str], reference: str = REFERENCE) -> p
         if name == reference or not tasks:
             continue
         theirs, ours = (study.samples(agent, "steps_to_threshold", tasks) for agent in (reference, name))
-        row = {"agent": label(name), **{task.id: NONE for task in study.tasks}}
+        row = {"agent": label(name), **{task.id: _no_ratio(study, task, reference, name) for task in study.tasks}}
         for task, x, y in zip(tasks, theirs, ours, strict=True):
             row[task.id] = f"{ratio_of_medians([x], [y]):.2f}"
         row["tasks"] = str(len(tasks))
-        row["geometric mean"] = interval(compared(study, "ratio", name, reference))
+        row["geometric mean"] = interval(estimate(ratio_of_medians, theirs, ours))
         table.append(row)
     return pd.DataFrame(table)
+
+
+def _no_ratio(study: Study, task: Task, reference: str, name: str) -> str:
+    """Which of the two has no median on the task."""
+    for agent, who in ((name, ""), (reference, f"{short(reference)}: ")):
+        reached = study.of_task(agent, task)["reached"]
+        if reached.mean() <= 0.5:
+            return f"{NONE} ({who}{reached.sum()} of {len(reached)})"
+    return NONE
 
 
 def aggregates(study: Study, agents: Sequence[str]) -> pd.DataFrame:
@@ -64,23 +89,43 @@ def aggregates(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "agent": label(name),
-            **{NAMES[score]: interval(compared(study, score, name)) for score in ("final_score", "evaluation_score")},
+            **{NAMES[score]: interval(pooled(study, score, name)) for score in ("final_score", "evaluation_score")},
         }
         for name in study.complete(agents)
     )
 
 
-def improvement(study: Study, agents: Sequence[str], reference: str = REFERENCE) -> pd.DataFrame:
-    """Probability that a seed of the agent is better than one of ``reference`` on the same task."""
-    if reference not in study.complete([reference]):
+def improvement(study: Study, agents: Sequence[str]) -> pd.DataFrame:
+    """Probability that a seed of the agent is better than one of the reference on the same task, mean over tasks."""
+    reference = study.reference
+    if reference is None:
         return pd.DataFrame()
     return pd.DataFrame(
         {
             "agent": label(name),
-            **{NAMES[measure]: interval(improved(study, measure, name, reference)) for measure in COMPARED},
+            **{NAMES[each]: interval(improved(study, each, name, reference, tuple(study.tasks))) for each in COMPARED},
         }
         for name in study.complete(agents)
         if name != reference
+    )
+
+
+def fewer_steps(study: Study, agents: Sequence[str]) -> pd.DataFrame:
+    """Probability that a seed of the agent needs fewer steps than one of the reference, on each task."""
+    reference = study.reference
+    if reference is None:
+        return pd.DataFrame()
+    others = [name for name in agents if name != reference]
+
+    def cell(name: str, task: Task) -> str:
+        return interval(improved(study, "steps_to_threshold", name, reference, (task,)))
+
+    return pd.DataFrame(
+        {
+            "agent": label(name),
+            **{task.id: cell(name, task) if len(study.of_task(name, task)) else NOT_RUN for task in study.tasks},
+        }
+        for name in others
     )
 
 
@@ -95,8 +140,46 @@ def medians(study: Study, agents: Sequence[str], measure: str, digits: int = 0) 
 
 
 def collapses(study: Study, agents: Sequence[str]) -> pd.DataFrame:
-    """Seeds whose last ten evaluations are below the threshold, on average, after it was reached."""
-    return _by_task(study, agents, lambda rows: f"{int(rows['collapsed'].sum())} of {len(rows)}")
+    """Of the seeds that reached the threshold, those whose last ten evaluations are below it, on average."""
+
+    def cell(rows: pd.DataFrame) -> str:
+        reached = int(rows["reached"].sum())
+        return f"{int(rows['collapsed'].sum())} of {reached}" if reached else NONE
+
+    return _by_task(study, agents, cell)
+
+
+def tasks(study: Study) -> pd.DataFrame:
+    """What defines each task, in the protocol's words."""
+    return pd.DataFrame(
+        {
+            "task": task.id,
+            "budget (env steps)": f"{task.budget:,}",
+            "evaluated every": f"{task.evaluate_every:,}",
+            "threshold": f"{task.threshold:,g}",
+            "returns that count as 0 and 1": f"{task.score_range[0]:,g} and {task.score_range[1]:,g}",
+        }
+        for task in study.tasks
+    )
+
+
+def contestants(study: Study) -> pd.DataFrame:
+    """Where each agent's settings come from, on how many environments it trained, and with how many seeds."""
+    table = []
+    for name in study.agents:
+        runs = [run for task in study.tasks for run in study.records(name, task)]
+        counts = [len(study.of_task(name, task)) for task in study.tasks]
+        seeds = sorted({count for count in counts if count})
+        table.append(
+            {
+                "agent": label(name),
+                "settings": get_contestant(unmarked(name)).settings or "its own",
+                "environments": _range(sorted({int(run["settings"]["n_envs"]) for run in runs})),
+                "tasks": f"{sum(count > 0 for count in counts)} of {len(counts)}",
+                "seeds": _range(seeds),
+            }
+        )
+    return pd.DataFrame(table)
 
 
 def versions(study: Study) -> pd.DataFrame:
@@ -115,23 +198,37 @@ def versions(study: Study) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def _range(values: Sequence[int]) -> str:
+    """A single value, or the least and the greatest."""
+    return f"{values[0]}" if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+
+
+def every_run(study: Study) -> pd.DataFrame:
+    """What is measured on each run; without steps and seconds to a threshold that it never reached."""
+    names, reached = ["steps_to_threshold", "seconds_to_threshold"], study.rows["reached"]
+    return study.rows.assign(**{name: study.rows[name].where(reached).convert_dtypes() for name in names})
+
+
 def interval(value: Estimate) -> str:
     """As text; without the interval where there are too few seeds for one."""
     return f"{value.value:.2f}" if value.low != value.low else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
-def compared(study: Study, score: str, name: str, reference: str = REFERENCE) -> Estimate:
-    """The agent's interquartile mean of ``score`` or, for "ratio", its geometric mean against ``reference``."""
-    if score == "ratio":
-        tasks, measure = study.learned(reference, name), "steps_to_threshold"
-        return estimate(ratio_of_medians, study.samples(reference, measure, tasks), study.samples(name, measure, tasks))
+@cache
+def pooled(study: Study, score: str, name: str) -> Estimate:
+    """The agent's interquartile mean of ``score`` over all tasks and seeds."""
     return estimate(iqm, study.samples(name, score))
 
 
-def improved(study: Study, measure: str, name: str, reference: str = REFERENCE) -> Estimate:
-    """Probability of improvement over ``reference`` on that measure."""
+@cache
+def improved(study: Study, measure: str, name: str, reference: str, tasks: tuple[Task, ...]) -> Estimate:
+    """Probability of improvement over ``reference`` on that measure, mean over ``tasks``.
+
+    A run that never reached the threshold counts as later than any that did, and ties with another such.
+    """
     sign = COMPARED[measure]
-    ours, theirs = ([sign * array for array in study.samples(agent, measure)] for agent in (name, reference))
+    samples = (study.samples(agent, measure, tasks) for agent in (name, reference))
+    ours, theirs = ([sign * array for array in arrays] for arrays in samples)
     return estimate(probability_of_improvement, ours, theirs)
 
 
@@ -141,6 +238,6 @@ def _by_task(study: Study, agents: Sequence[str], cell: Callable[[pd.DataFrame],
         row = {"agent": label(name)}
         for task in study.tasks:
             rows = study.of_task(name, task)
-            row[task.id] = cell(rows) if len(rows) else NONE
+            row[task.id] = cell(rows) if len(rows) else NOT_RUN
         table.append(row)
     return pd.DataFrame(table)

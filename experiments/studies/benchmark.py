@@ -40,9 +40,7 @@ def run_specs(
         raise ValueError(f"seeds must be from 0 to {EVALUATION_SEED - 1:,}, got {min(seeds)} to {max(seeds)}")
     own = [agent for agent in agents if get_contestant(agent).own_environments]
     if batched and own:
-        raise ValueError(
-            f"--batched: the environments of {', '.join(own)} are part of its tuned settings; leave it out."
-        )
+        raise ValueError(f"--batched: the environments of {', '.join(own)} are part of its settings; leave it out.")
     if batched:
         for task in tasks:
             batched_class(get_task(task).id)

@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.ablations import ABLATIONS
-from experiments.plots import png
+from experiments.plots import INK, new_figure, png, svg
 from experiments.report.figures import learning_curves
 from experiments.report.study import Study
 from experiments.storage import load_runs
@@ -14,3 +14,17 @@ def test_learning_curves_of_more_agents_than_there_are_styles_of_line(tmp_path: 
     study = Study.of(load_runs(tmp_path / "study"))
     assert len(study.variants) == len(ABLATIONS)
     assert png(learning_curves(study, study.variants, study.variants)).startswith(b"\x89PNG")
+
+
+def test_an_svg_takes_the_readers_ink_and_is_the_same_each_time() -> None:
+    def drawn() -> str:
+        figure, (axes,) = new_figure(1, 1, (3, 2))
+        axes.set_title("title")
+        axes.plot([0, 1], [0, 1], color=INK)
+        return svg(figure).decode()
+
+    text = drawn()
+    assert text == drawn()
+    assert INK not in text.replace("svg { color: #5a5e63 }", "")
+    assert "prefers-color-scheme: dark" in text
+    assert ">title</text>" in text

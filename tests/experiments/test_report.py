@@ -1,22 +1,26 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from agents import CONTESTANTS, Contestant
 from agents.ablations import ABLATIONS
-from envs import TASKS, Task
+from envs import TASKS, Task, get_task
 from experiments.cli import app
-from experiments.report import figures, tables
+from experiments.files import write_atomically
+from experiments.measures import measured
+from experiments.report import figures, stored_ablation, summary, tables
 from experiments.report.command import BEGIN, END, build, report, rewrite
-from experiments.report.page import markdown_table
+from experiments.report.page import Image, Table, markdown_table
 from experiments.report.study import Study
 from experiments.storage import load_runs, pack
+from experiments.studies import ablations
 
 Store = Callable[..., Path]
 HITS = {
@@ -43,10 +47,10 @@ def test_tables_hold_what_the_runs_say(folder: Path) -> None:
     agents = ["storm_plus_pg", "ppo_zoo", "svrpg"]
     assert list(study.agents) == agents
     steps = tables.steps(study, agents).set_index("agent")
-    assert steps.loc["STORM+PG (defaults)", "CartPole-v1"] == "5,000"
-    assert steps.loc["PPO (RL Zoo's settings)", "CartPole-v1"] == "20,000 (1 of 3 never)"
-    assert steps.loc["SVRPG", "Acrobot-v1"] == "-"
-    assert tables.each_seed(study, agents).loc[1, "CartPole-v1"] == "12 20 never"
+    assert steps.loc["STORM+PG", "CartPole-v1"] == "5,000"
+    assert steps.loc["PPO (RL Zoo's settings)", "CartPole-v1"] == "20,000 (2 of 3)"
+    assert steps.loc["SVRPG", "Acrobot-v1"] == "not run"
+    assert tables.each_seed(study, agents).loc[1, "CartPole-v1"] == "12 20 (1 never)"
     (ratios,) = tables.ratios(study, agents).to_dict("records")  # SVRPG did not run on every task.
     assert (ratios["CartPole-v1"], ratios["Acrobot-v1"]) == ("4.00", "2.00")
     assert ratios["geometric mean"].startswith("2.83 [")
@@ -56,26 +60,116 @@ def test_a_ratio_never_hangs_on_a_budget(folder: Path, store: Store) -> None:
     for seed, hit in enumerate((20_000, None, None)):
         store("ppo_zoo", "MountainCar-v0", seed, hit)
         store("storm_plus_pg", "MountainCar-v0", seed, 5_000)
-    (ratios,) = tables.ratios(Study.of(load_runs(folder)), ["storm_plus_pg", "ppo_zoo"]).to_dict("records")
-    assert ratios["MountainCar-v0"] == "-"
+    study = Study.of(load_runs(folder))
+    (ratios,) = tables.ratios(study, ["storm_plus_pg", "ppo_zoo"]).to_dict("records")
+    assert ratios["MountainCar-v0"] == "- (PPO: 1 of 3)"
     assert (ratios["tasks"], ratios["geometric mean"][:6]) == ("2", "2.83 [")
 
 
-def test_report_is_one_page_with_its_images_and_a_summary_beside_them(folder: Path, tmp_path: Path) -> None:
+def test_no_number_is_only_a_budget(folder: Path, store: Store) -> None:
+    for seed, hit in enumerate((20_000, None, None)):
+        store("ppo_zoo", "MountainCar-v0", seed, hit)
+    store("storm_plus_pg", "MountainCar-v0", 0, None)
+    study = Study.of(load_runs(folder))
+    assert tables.every_run(study).query("not reached")["steps_to_threshold"].isna().all()
+    assert tables.each_seed(study, study.agents)["MountainCar-v0"].tolist() == ["(1 never)", "20 (2 never)", "not run"]
+    assert tables.steps(study, study.agents)["MountainCar-v0"].tolist() == ["- (0 of 1)", "- (1 of 3)", "not run"]
+    assert tables.seconds(study, study.agents)["MountainCar-v0"].tolist() == ["- (0 of 1)", "- (1 of 3)", "not run"]
+
+
+def test_summary_says_what_the_runs_say(folder: Path) -> None:
+    study = Study.of(load_runs(folder))
+    reached, ratio, pairs, rivals = (fact.sentence for fact in summary.facts(study))
+    assert reached.startswith("**STORM+PG reached the threshold in 6 of 6 runs and held it to the end in 6**")
+    assert "PPO (RL Zoo's settings) in 5 of 6" in reached
+    assert "2.83 times as many env steps as STORM+PG" in ratio
+    # Three seeds against three: chance alone separates them one time in ten.
+    assert "a difference that chance explains on CartPole-v1 and Acrobot-v1" in pairs
+    assert "PPO on CartPole-v1 (20,000, 2 of 3 seeds; STORM+PG 5,000)" in rivals
+    introduction = summary.introduction(study)
+    assert "STORM+PG and PPO (RL Zoo's settings) on CartPole-v1 and Acrobot-v1, 3 seeds each." in introduction
+    assert "SVRPG: on CartPole-v1 only." in introduction
+
+
+def test_a_difference_beyond_chance_is_named_as_one(store: Store) -> None:
+    for seed in range(6):
+        store("storm_plus_pg", "CartPole-v1", seed, 4_000 + 1_000 * seed)
+        path = store("ppo_zoo", "CartPole-v1", seed, 20_000 + 1_000 * seed if seed else None)
+    pairs = summary.facts(Study.of(load_runs(path.parents[1])))[2]
+    assert pairs.figure == "1 of 1"
+    assert "**fewer steps on CartPole-v1**" in pairs.sentence
+
+
+def test_only_variants_of_storm_plus_pg_stand_among_them(store: Store) -> None:
+    store("storm_plus_pg", "CartPole-v1", 0, 4_000)
+    store("storm_plus_pg[momentum=1.0]", "CartPole-v1", 0, 4_000)
+    store("ppo_default", "CartPole-v1", 0, 8_000)
+    study = Study.of(load_runs(store("ppo_default[n_envs=1]", "CartPole-v1", 0, 6_000).parents[1]))
+    assert study.agents == ["storm_plus_pg", "ppo_default", "ppo_default[n_envs=1]"]
+    assert study.variants == ["storm_plus_pg[momentum=1.0]"]
+    assert study.reference == "ppo_default"
+
+
+def store_ablation(study: Study, folder: Path) -> None:
+    """Of STORM+PG and its variants on CartPole, as the command ``ablations`` writes it."""
+    names = ("storm_plus_pg", *study.variants)
+    runs = [run for name in names for run in study.records(name, get_task("CartPole-v1"))]
+    write_atomically(folder / "ten_seeds.md", ablations.summary({"CartPole-v1": measured(runs)}).encode())
+    ablations.draw({"CartPole-v1": measured(runs)}, folder / "ten_seeds.png")
+
+
+def test_the_stored_ablation_is_a_section_of_its_own(folder: Path, tmp_path: Path) -> None:
+    assert stored_ablation.sections(tmp_path) == []
+    store_ablation(Study.of(load_runs(folder)), tmp_path)
+    (section,) = stored_ablation.sections(tmp_path)
+    differences, overall, picture, each = section.items
+    assert isinstance(differences, Image)
+    assert b"no recursion" in differences.content
+    assert isinstance(overall, Table)
+    assert overall.rows["variant"].tolist() == ["STORM+PG", "no recursion"]
+    assert overall.rows.loc[1, "times the default's steps"].startswith("2.01 (")
+    assert isinstance(picture, Image)
+    assert picture.content.startswith(b"\x89PNG")
+    assert isinstance(each, Table)
+    assert list(each.rows) == ["variant", "CartPole-v1 (100k)"]
+
+
+def test_markers_of_seeds_do_not_hide_each_other() -> None:
+    x, lanes = figures._side_by_side(np.array([3.0] * 12 + [3.5, 9.0]))
+    places = list(zip(x, lanes, strict=True))
+    apart = [abs(a - b) >= 1 or lane != other for (a, lane), (b, other) in combinations(places, 2)]
+    assert len(places) == 14
+    assert all(apart)
+
+
+def test_returns_far_below_the_scale_do_not_flatten_the_curves(folder: Path) -> None:
+    study = Study.of(load_runs(folder))
+    for run in study.runs.values():
+        run["evaluations"]["mean_return"][0] = -40_000.0
+    axes = figures.learning_curves(study, study.agents, study.agents).axes[0]
+    assert axes.get_ylim()[0] > -50
+    assert axes.get_ylim()[1] >= 500
+
+
+def test_report_is_one_page_with_its_figures_and_a_summary_beside_it(folder: Path, tmp_path: Path) -> None:
+    store_ablation(Study.of(load_runs(folder)), folder.parent / "ablations")
     (folder / "raw" / "gone.failed.json").write_text('{"traceback": "MemoryError: of 3 GB"}')
     result = CliRunner().invoke(app, ["report", "--results", str(folder), "--output", str(tmp_path / "report")])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report" / "index.html").read_text()
-    images = re.findall(r'src="([^"]*)"', page)
-    assert images
-    assert all(image.startswith("data:image/png;base64,") for image in images)
+    images = re.findall(r'src(?:set)?="([^"]*)"', page)
+    assert "steps_to_threshold_narrow.svg" in images
+    assert all((tmp_path / "report" / image).exists() for image in images)
     assert "http" not in page
-    summary = (tmp_path / "report" / "README.md").read_text()
-    assert "## Ablations" in summary
-    assert "no recursion" in summary
-    assert "| gone | MemoryError: of 3 GB |" in summary
-    for name in re.findall(r"\]\((.*?)\)", summary):
-        assert (tmp_path / "report" / name).exists()
+    text = (tmp_path / "report" / "README.md").read_text()
+    titles = re.findall("^## (.*)", text, re.MULTILINE)
+    assert titles[:2] == ["Summary", "What drives the agent"]
+    assert "Variants of STORM+PG" in titles
+    assert "no recursion" in text
+    assert "| gone | MemoryError: of 3 GB |" in text
+    anchors = {f"#{anchor}" for anchor in re.findall(r'<section id="(.*?)"', page)}
+    for name in re.findall(r"\]\((.*?)\)", text):
+        assert name in anchors if name.startswith("#") else (tmp_path / "report" / name).exists()
 
 
 @pytest.mark.slow
@@ -90,7 +184,7 @@ def test_batched_runs_have_rows_of_their_own(store: Store) -> None:
     store("storm_plus_pg", "CartPole-v1", 0, 4_000)
     study = Study.of(load_runs(store("storm_plus_pg", "CartPole-v1", 0, 8_000, batched=True).parents[1]))
     rows = tables.steps(study, study.agents)
-    assert rows["agent"].tolist() == ["STORM+PG (defaults)", "STORM+PG (defaults) - batched environments"]
+    assert rows["agent"].tolist() == ["STORM+PG", "STORM+PG - batched environments"]
     assert rows["CartPole-v1"].tolist() == ["4,000", "8,000"]
 
 
@@ -100,7 +194,7 @@ def test_new_agent_and_new_task_need_one_entry_each(store: Store, monkeypatch: p
     monkeypatch.setitem(CONTESTANTS, "mine", Contestant("mine", "Mine", CONTESTANTS["storm_plus_pg"].build))
     study = Study.of(load_runs(store("mine", "Acrobot-v2", 0, 3_000).parents[1]))
     assert tables.steps(study, study.agents).to_dict("records") == [{"agent": "Mine", "Acrobot-v2": "3,000"}]
-    assert len(build(study, {})) > 4
+    assert len(build(study, {}, Path("nowhere")).sections) > 4
 
 
 def test_readme_is_rewritten_between_its_marks_only(folder: Path, tmp_path: Path) -> None:
@@ -113,9 +207,9 @@ def test_readme_is_rewritten_between_its_marks_only(folder: Path, tmp_path: Path
     assert text.startswith(f"before\n{BEGIN}\n\nEnv steps")
     assert text.endswith(f"{END}\nafter\n")
     assert "forgotten" not in text
-    assert "(results/learning_curves.png)" in text
+    assert "(results/learning_curves.svg)" in text
     assert text.count(BEGIN) == 1
-    assert "| STORM+PG (defaults) | 5,000 | 10,000 | 2.83 [" in text
+    assert "| STORM+PG | 5,000 | 10,000 | 2.83 [" in text
 
 
 def test_readme_without_marks_is_left_alone(folder: Path, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_every_run_has_its_session_in_the_hparams_view(tmp_path: Path) -> None:
         (["benchmark", "--task", "CartPol-v1"], r"unknown task 'CartPol-v1'.*Did you mean CartPole-v1\?"),
         (["benchmark", "--engine", "dask"], "--engine dask and --scheduler ADDRESS go together"),
         (["benchmark", "--scheduler", "tcp://127.0.0.1:9"], "--engine dask and --scheduler ADDRESS go together"),
-        (["benchmark", "--batched"], "--batched: the environments of ppo_zoo are part of its tuned settings"),
+        (["benchmark", "--batched"], "--batched: the environments of ppo_zoo are part of its settings"),
         (["benchmark", "--all", "--agent", "ppo_zoo"], "--all is every agent: leave out --agent"),
         (["report", "--results", "/nowhere"], "/nowhere holds no finished runs"),
         (["watch", "CartPol-v1"], r"Did you mean CartPole-v1\?"),

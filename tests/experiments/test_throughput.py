@@ -88,7 +88,7 @@ def test_time_to_the_threshold_is_the_median_over_seeds_of_stored_runs(tmp_path:
         store("ppo_zoo", "Pendulum-v1", seed, 80_000)
     rows = report.to_threshold(study.to_threshold(tmp_path / "study"))
     assert rows["task"].tolist() == ["CartPole-v1"]
-    assert rows["STORM+PG (defaults)"].tolist() == ["24.0 s (3 seeds, 1 never)"]
+    assert rows["STORM+PG"].tolist() == ["24.0 s (3 seeds, 1 never)"]
     assert rows["PPO's over STORM+PG's"].tolist() == ["2.00"]
 
 

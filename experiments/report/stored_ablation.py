@@ -1,0 +1,86 @@
+"""What the stored ablation of STORM+PG says, as a section: a table and a picture that ``ablations`` has made."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.plots import svg
+from experiments.report import figures
+from experiments.report.page import Image, Section, Table
+from experiments.report.study import OURS, label
+from experiments.statistics import Estimate
+
+NAME = "ten_seeds"
+# The columns over all tasks, in the names that ``ablations`` gives them, and what is no difference there.
+INTERVALS = {"times the default's steps": 1.0, "evaluations less the default's": 0.0}
+INTERVAL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
+OVERALL = ("variant", "reached", *INTERVALS)
+
+
+def sections(folder: Path) -> list[Section]:
+    """The section "What drives the agent" from ``ten_seeds.md`` and ``.png`` in ``folder``; none without them."""
+    page, picture = folder / f"{NAME}.md", folder / f"{NAME}.png"
+    if not page.is_file() or not picture.is_file():
+        return []
+    text, rows = _parts(page.read_text())
+    rows["variant"] = rows["variant"].replace("default", label(OURS))
+    overall = rows[[name for name in OVERALL if name in rows]]
+    return [
+        Section(
+            "What drives the agent",
+            "Each row is STORM+PG with one of its parts switched off or replaced, on the same tasks and seeds as the "
+            "default: a part matters where its row is worse.",
+            [
+                *_differences(rows),
+                Table(overall, "The same in figures, and the runs of all tasks that reached the threshold."),
+                Image(
+                    "what_drives_the_agent.png",
+                    picture.read_bytes(),
+                    "Mean of all evaluations of every seed, by task and variant of STORM+PG",
+                    "Task by task: each point is a seed, the tick their mean, the line the default's.",
+                ),
+                Table(
+                    rows[[name for name in rows if name == "variant" or name not in OVERALL]],
+                    "Each task.",
+                    folded=True,
+                    note=text,
+                ),
+            ],
+        )
+    ]
+
+
+def _differences(rows: pd.DataFrame) -> list[Image]:
+    """The differences from the default over all tasks, where the table has them."""
+    found = {
+        name: {
+            str(variant): Estimate(*map(float, match.groups()))
+            for variant, cell in zip(rows["variant"], rows[name], strict=True)
+            if (match := INTERVAL.fullmatch(cell))
+        }
+        for name in INTERVALS
+        if name in rows
+    }
+    if not any(found.values()):
+        return []
+    wide, narrow = (figures.differences(found, INTERVALS, narrow) for narrow in (False, True))
+    return [
+        Image(
+            "differences.svg",
+            svg(wide),
+            "Steps to the threshold and evaluations of each variant against the default, over all tasks",
+            "Against the default on the same seeds, mean over tasks: env steps to the threshold (right of the dotted "
+            "line the variant needs more) and the mean of all evaluations (left of it the variant is worse). Bars: "
+            "95 % intervals over seeds; grey ones include no difference.",
+            svg(narrow),
+        )
+    ]
+
+
+def _parts(markdown: str) -> tuple[str, pd.DataFrame]:
+    """The page's paragraph and its table."""
+    lines = markdown.splitlines()
+    text = " ".join(line for line in lines if line and not line.startswith(("#", "|")))
+    head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|"))
+    return text, pd.DataFrame(body, columns=head)
