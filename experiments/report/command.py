@@ -299,14 +299,15 @@ def rewrite(readme: Path, study: Study, folder: Path) -> None:
         means = ratios["geometric mean"] + " on " + ratios["tasks"] + " tasks"
         column = f"{short(study.reference or '')}'s steps / its steps [95 % interval]"
         table = table.merge(pd.DataFrame({"agent": ratios["agent"], column: means}), how="left", on="agent")
-        table[column] = table[column].fillna("")
+        # Second: the last columns of a table as wide as this are cut off on a repository's page.
+        table.insert(1, column, table.pop(column).fillna(""))
     place = Path(os.path.relpath(folder, readme.parent)).as_posix()
     parts = [
         BEGIN,
         f"Env steps to each task's threshold, median of {summary.seeds(study)} seeds "
         f"([everything else]({place}/README.md)). {REACHED}",
-        markdown_table(table),
         f"![Deterministic return against env steps]({place}/learning_curves.svg)",
+        markdown_table(table),
         END,
     ]
     write_atomically(readme, (before + "\n\n".join(parts) + after).encode())
