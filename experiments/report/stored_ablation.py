@@ -30,7 +30,7 @@ def sections(folder: Path) -> list[Section]:
         Section(
             "What drives the agent",
             "Each row is STORM+PG with one of its parts switched off or replaced, on the same tasks and seeds as the "
-            "default: a part matters where its row is worse.",
+            f"default: a part matters where its row is worse. {_verdict(rows)}",
             [
                 *_differences(rows),
                 Table(overall, "The same in figures, and the runs of all tasks that reached the threshold."),
@@ -51,9 +51,9 @@ def sections(folder: Path) -> list[Section]:
     ]
 
 
-def _differences(rows: pd.DataFrame) -> list[Image]:
-    """The differences from the default over all tasks, where the table has them."""
-    found = {
+def _estimates(rows: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
+    """By column and variant, the differences from the default over all tasks, where the table has them."""
+    return {
         name: {
             str(variant): Estimate(*map(float, match.groups()))
             for variant, cell in zip(rows["variant"], rows[name], strict=True)
@@ -62,6 +62,28 @@ def _differences(rows: pd.DataFrame) -> list[Image]:
         for name in INTERVALS
         if name in rows
     }
+
+
+def _verdict(rows: pd.DataFrame) -> str:
+    """Which rows differ from the default beyond chance, in a sentence; empty where there are no intervals."""
+    found = _estimates(rows)
+    variants = {variant: None for estimates in found.values() for variant in estimates}
+    differ = [
+        variant
+        for variant in variants
+        if any(
+            variant in estimates and not estimates[variant].low <= INTERVALS[name] <= estimates[variant].high
+            for name, estimates in found.items()
+        )
+    ]
+    if differ:
+        return f"Beyond chance, these differ: {', '.join(differ)}."
+    return f"None of them differs beyond chance: {', '.join(variants)}." if variants else ""
+
+
+def _differences(rows: pd.DataFrame) -> list[Image]:
+    """The differences from the default over all tasks, where the table has them."""
+    found = _estimates(rows)
     if not any(found.values()):
         return []
     wide, narrow = (figures.differences(found, INTERVALS, narrow) for narrow in (False, True))

@@ -118,6 +118,15 @@ def store_ablation(study: Study, folder: Path) -> None:
     ablations.draw({"CartPole-v1": measured(runs)}, folder / "ten_seeds.png")
 
 
+def test_the_stored_ablation_says_which_parts_make_a_difference(tmp_path: Path) -> None:
+    (tmp_path / "ten_seeds.png").write_bytes(b"png")
+    table = "| variant | times the default's steps |\n| --- | --- |\n| default |  |\n| a | 1.02 (0.95 to 1.10) |\n"
+    (tmp_path / "ten_seeds.md").write_text(table)
+    assert "None of them differs beyond chance: a." in stored_ablation.sections(tmp_path)[0].text
+    (tmp_path / "ten_seeds.md").write_text(table + "| b | 1.30 (1.15 to 1.50) |\n")
+    assert "Beyond chance, these differ: b." in stored_ablation.sections(tmp_path)[0].text
+
+
 def test_the_stored_ablation_is_a_section_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert stored_ablation.sections(tmp_path) == []
     store_ablation(Study.of(load_runs(folder)), tmp_path)
