@@ -61,6 +61,10 @@ def svg(figure: Figure) -> bytes:
     plt.close(figure)
     # A hundredth of a point is finer than any screen, and half of the file.
     text = re.sub(r"(\.\d\d)\d+", r"\1", buffer.getvalue()).replace(INK, "currentColor")
+    # Names made of hashes, of addresses in memory among others.
+    names = dict.fromkeys(re.findall(r'id="([a-zA-Z]+[0-9a-f]{10})"', text))
+    for number, name in enumerate(names):
+        text = re.sub(rf"\b{name}\b", f"i{number}", text)
     return text.replace('<style type="text/css">', f'<style type="text/css">{INKS_OF_SVG}\n', 1).encode()
 
 

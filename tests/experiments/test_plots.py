@@ -1,6 +1,8 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.patches import Circle
+
 from agents.ablations import ABLATIONS
 from experiments.plots import INK, new_figure, png, svg
 from experiments.report.figures import learning_curves
@@ -17,10 +19,14 @@ def test_learning_curves_of_more_agents_than_there_are_styles_of_line(tmp_path: 
 
 
 def test_an_svg_takes_the_readers_ink_and_is_the_same_each_time() -> None:
+    kept = []  # So that no two are at one address.
+
     def drawn() -> str:
         figure, (axes,) = new_figure(1, 1, (3, 2))
         axes.set_title("title")
-        axes.plot([0, 1], [0, 1], color=INK)
+        (line,) = axes.plot([0, 1], [0, 1], color=INK)
+        kept.append(Circle((0.5, 0.5), 0.5, transform=axes.transData))
+        line.set_clip_path(kept[-1])
         return svg(figure).decode()
 
     text = drawn()
