@@ -61,7 +61,7 @@ def svg(figure: Figure) -> bytes:
     plt.close(figure)
     # A hundredth of a point is finer than any screen, and half of the file.
     text = re.sub(r"(\.\d\d)\d+", r"\1", buffer.getvalue()).replace(INK, "currentColor")
-    # Names made of hashes, of addresses in memory among others.
+    # Names are hashes of numbers that may differ in their last digits.
     names = dict.fromkeys(re.findall(r'id="([a-zA-Z]+[0-9a-f]{10})"', text))
     for number, name in enumerate(names):
         text = re.sub(rf"\b{name}\b", f"i{number}", text)
