@@ -59,8 +59,9 @@ def svg(figure: Figure) -> bytes:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Creator": None, "Date": None})
     plt.close(figure)
-    # A hundredth of a point is finer than any screen, and half of the file.
-    text = re.sub(r"(\.\d\d)\d+", r"\1", buffer.getvalue()).replace(INK, "currentColor")
+    # A hundredth of a point is finer than any screen, and half of the file. What is to be read, between tags, stays.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), buffer.getvalue())
+    text = text.replace(INK, "currentColor")
     # Names are hashes of numbers that may differ in their last digits.
     names = dict.fromkeys(re.findall(r'id="([a-zA-Z]+[0-9a-f]{10})"', text))
     for number, name in enumerate(names):

@@ -19,7 +19,7 @@ def test_learning_curves_of_more_agents_than_there_are_styles_of_line(tmp_path: 
 def test_an_svg_takes_the_readers_ink_and_is_the_same_each_time() -> None:
     def drawn(width: float = 3.0) -> str:
         figure, (axes,) = new_figure(1, 1, (width, 2))
-        axes.set_title("title")
+        axes.set_title("title 1.0375")
         axes.plot([0, 1], [0, 1], color=INK)
         return svg(figure).decode()
 
@@ -28,4 +28,4 @@ def test_an_svg_takes_the_readers_ink_and_is_the_same_each_time() -> None:
     assert text == drawn() == drawn(3.0 + 1e-9)
     assert INK not in text.replace("svg { color: #5a5e63 }", "")
     assert "prefers-color-scheme: dark" in text
-    assert ">title</text>" in text
+    assert ">title 1.0375</text>" in text
