@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -29,6 +30,18 @@ def test_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # The same calls for fewer steps, and drawn without a window that is paced for eyes.
     block = block.replace("50_000", "1_024").replace('"human"', '"rgb_array"')
     exec(compile(textwrap.dedent(block), "example", "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    names = {"__name__": "notebook"}
+    cells = json.loads(notebook.read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells)  # Nothing generated is kept.
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]).replace("50_000", "1_024"), notebook.name, "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
