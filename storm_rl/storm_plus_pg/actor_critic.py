@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from stable_baselines3.common.distributions import Distribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -64,6 +64,27 @@ class ActorCritic:
             if loss.requires_grad:  # Not where all of the critic is frozen.
                 loss.backward()  # type: ignore[no-untyped-call]
                 policy.optimizer.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+    def regress(
+        self,
+        network: nn.Sequential,
+        optimizer: torch.optim.Adam,
+        inputs: Tensor,
+        targets: Tensor,
+        minibatches: Iterable[Tensor],
+    ) -> float:
+        """A step of ``optimizer`` on the squared error of a network of one output; gives the mean of their losses.
+
+        ``inputs`` are ``(n, n_in)``, ``targets`` ``(n,)``, ``minibatches`` as of :meth:`fit_critic`.
+        """
+        losses = []
+        for index in minibatches:
+            loss = functional.mse_loss(network(inputs[index]).flatten(), targets[index])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
             losses.append(loss.detach())
         return float(torch.stack(losses).mean())
 

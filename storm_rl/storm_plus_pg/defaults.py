@@ -5,11 +5,14 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
-# Transitions of a rollout, also of images, and vector steps of it at least; nats of a step at most for the first.
+# Transitions of a rollout, also of images, and vector steps of it at least; nats of a step at most.
 ROLLOUT_TRANSITIONS = 512
 IMAGE_TRANSITIONS = 1024
 MIN_STEPS = 16
-STEP_KL = 0.02
+NOISY_KL = 0.02
+SAFE_KL = 0.1
+# Rollouts that the action values are fitted to.
+MEMORY_ROLLOUTS = 16
 
 
 def rollout_steps(n_envs: int, observation_space: spaces.Space[Any]) -> int:
@@ -19,9 +22,18 @@ def rollout_steps(n_envs: int, observation_space: spaces.Space[Any]) -> int:
     return max(MIN_STEPS, -(-transitions // n_envs))
 
 
-def target_kl(size: int) -> float:
-    """Largest KL of a step from a rollout of ``size`` transitions, in nats: larger ones are less noisy."""
-    return STEP_KL * min(2.0, max(1.0, size / ROLLOUT_TRANSITIONS))
+def target_kl(size: int, action_values: bool) -> float:
+    """Largest KL of a step from a rollout of ``size`` transitions, in nats.
+
+    Of a gradient with action values it only keeps the first steps from going far; of a noisy one it sets the step.
+    """
+    return SAFE_KL if action_values else NOISY_KL * min(2.0, max(1.0, size / ROLLOUT_TRANSITIONS))
+
+
+def memory(size: int, reuse_rollouts: int, action_values: bool) -> int:
+    """Rollouts of ``size`` transitions that are kept: those that the actor learns from, or more for action values."""
+    kept = min(MEMORY_ROLLOUTS, max(1, round(MEMORY_ROLLOUTS * ROLLOUT_TRANSITIONS / size))) if action_values else 1
+    return max(reuse_rollouts, kept)
 
 
 def work(size: int, batch_size: int, learns_features: bool) -> tuple[int, int, int]:

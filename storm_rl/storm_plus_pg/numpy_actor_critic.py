@@ -127,40 +127,70 @@ class NumpyActorCritic:
     def fit_critic(self, observations: ObservationBatch, targets: Tensor, minibatches: Iterable[Tensor]) -> float:
         """A step of the policy's Adam on the squared error of each minibatch; gives the mean of their losses.
 
-        Arguments are those of ``ActorCritic.fit_critic``. All parameters are one vector: six would take far longer.
+        Arguments are those of ``ActorCritic.fit_critic``.
         """
-        if not has_plain_adam(self.policy):
-            return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
         optimizer, parameters = self.policy.optimizer, self.policy.critic_parameters()
-        features, columns = self._critic_features(observations), targets.numpy().reshape(-1, 1)
-        states = [optimizer.state[parameter] for parameter in parameters]
-        theta = self.critic_network.flat()
-        network, gradient = self.critic_network.with_parameters(theta), np.empty_like(theta)
-        gradients = network.split(gradient)
-        adam = NumpyAdam(optimizer.param_groups[0], states, theta)
-        workspaces: dict[int, list[list[Array]]] = {}
-        losses = []
-        for index in minibatches:
-            rows, size = index.numpy(), index.numel()
-            if size not in workspaces:
-                workspaces[size] = [network.empty_layers(size) for _ in range(3)]
-            layers, derivatives, deltas = workspaces[size]
-            values = network.forward(features.take(rows, axis=0), layers)
-            errors = np.subtract(values[-1], columns.take(rows, axis=0), out=deltas[-1])
-            losses.append(float(np.vdot(errors, errors)) / size)
-            errors *= 2.0 / size
-            arrived = network.backward(network.activation_derivatives(values, derivatives), errors, deltas)
-            network.gradient(values, arrived, gradients)
-            adam.step(theta, gradient)
-        parts = zip(parameters, *map(network.split, (theta, adam.mean, adam.square)), strict=True)
-        for parameter, value, mean, square in parts:
-            parameter.data.copy_(torch.from_numpy(value))
-            moments = {"exp_avg": torch.tensor(mean), "exp_avg_sq": torch.tensor(square)}
-            optimizer.state[parameter] = {"step": torch.tensor(float(adam.n_steps)), **moments}
-        return float(np.mean(losses))
+        if not has_plain_adam(optimizer, parameters):
+            return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
+        features = self._critic_features(observations)
+        return fit_network(self.critic_network, parameters, optimizer, features, targets, minibatches)
+
+    def regress(
+        self,
+        network: nn.Sequential,
+        optimizer: torch.optim.Adam,
+        inputs: Tensor,
+        targets: Tensor,
+        minibatches: Iterable[Tensor],
+    ) -> float:
+        """As ``ActorCritic.regress``."""
+        arrays, parameters = mlp_from_modules(network), list(network.parameters())
+        assert arrays is not None
+        return fit_network(arrays, parameters, optimizer, inputs.numpy(), targets, minibatches)
 
     def _critic_features(self, observations: ObservationBatch) -> Array:
         return _features_of(self.policy, self.policy.vf_features_extractor)(observations)
+
+
+def fit_network(
+    network: NumpyMLP,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    inputs: Array,
+    targets: Tensor,
+    minibatches: Iterable[Tensor],
+) -> float:
+    """A step of Adam on the squared error of each minibatch; gives the mean of their losses.
+
+    ``network`` has one output and the values of ``parameters``, whose states in ``optimizer`` follow. All parameters
+    are one vector: six would take far longer.
+    """
+    columns = targets.numpy().reshape(-1, 1)
+    states = [optimizer.state[parameter] for parameter in parameters]
+    theta = network.flat()
+    network, gradient = network.with_parameters(theta), np.empty_like(theta)
+    gradients = network.split(gradient)
+    adam = NumpyAdam(optimizer.param_groups[0], states, theta)
+    workspaces: dict[int, list[list[Array]]] = {}
+    losses = []
+    for index in minibatches:
+        rows, size = index.numpy(), index.numel()
+        if size not in workspaces:
+            workspaces[size] = [network.empty_layers(size) for _ in range(3)]
+        layers, derivatives, deltas = workspaces[size]
+        values = network.forward(inputs.take(rows, axis=0), layers)
+        errors = np.subtract(values[-1], columns.take(rows, axis=0), out=deltas[-1])
+        losses.append(float(np.vdot(errors, errors)) / size)
+        errors *= 2.0 / size
+        arrived = network.backward(network.activation_derivatives(values, derivatives), errors, deltas)
+        network.gradient(values, arrived, gradients)
+        adam.step(theta, gradient)
+    parts = zip(parameters, *map(network.split, (theta, adam.mean, adam.square)), strict=True)
+    for parameter, value, mean, square in parts:
+        parameter.data.copy_(torch.from_numpy(value))
+        moments = {"exp_avg": torch.tensor(mean), "exp_avg_sq": torch.tensor(square)}
+        optimizer.state[parameter] = {"step": torch.tensor(float(adam.n_steps)), **moments}
+    return float(np.mean(losses))
 
 
 class NumpyAdam:
@@ -324,15 +354,14 @@ def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
     return NumpyMLP(arrays, activations) if activations else None
 
 
-def has_plain_adam(policy: StandardisedActorCriticPolicy) -> bool:
-    """Whether the policy's optimizer is torch's Adam with nothing around it, over all of the critic as one group."""
-    optimizer = policy.optimizer
+def has_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
+    """Whether ``optimizer`` is torch's Adam with nothing around it, over all of ``parameters`` as one group."""
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
     # As in `_is_changed`. A scheduler's wrapper of `step` is an attribute of the instance.
     hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
     group = optimizer.param_groups[0]
-    same = [id(parameter) for parameter in group["params"]] == [id(part) for part in policy.critic_parameters()]
+    same = [id(parameter) for parameter in group["params"]] == [*map(id, parameters)]
     plain = "step" not in vars(optimizer) and not hooks
     return same and plain and not any(group[name] for name in _ADAMS_OPTIONS)
 

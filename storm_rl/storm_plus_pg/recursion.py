@@ -243,7 +243,7 @@ class PolicyRecursion:
         assert self.direction is not None
         assert self.previous_parameters is not None
         difference = gradients - at_previous
-        noise = _covariance_of_mean(gradients, gradients)
+        noise = covariance_of_mean(gradients, gradients)
         if noise <= 0.0:
             return 1.0
         step = normalize(parameters - self.previous_parameters, dim=0)
@@ -254,8 +254,8 @@ class PolicyRecursion:
         # A weighted mean of the measured ratios, the first of which is its own mean: nothing is taken for 0 before it.
         self.error_sums = [ERROR_MEMORY * total + ratio for total, ratio in zip(self.error_sums, ratios, strict=True)]
         self.error_weight = ERROR_MEMORY * self.error_weight + 1.0
-        drift = max(self.error_sums) / self.error_weight * noise + _covariance_of_mean(difference, difference)
-        cross = _covariance_of_mean(gradients, difference) + used * noise
+        drift = max(self.error_sums) / self.error_weight * noise + covariance_of_mean(difference, difference)
+        cross = covariance_of_mean(gradients, difference) + used * noise
         denominator = drift + noise - 2.0 * cross
         momentum = (drift - cross) / denominator if denominator > 0.0 else 1.0
         return min(1.0, max(0.0, momentum))
@@ -291,14 +291,14 @@ class PolicyRecursion:
 
 def _error_ratio(direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, used: float) -> float:
     """The squared error of ``direction`` in units of the noise of ``g_t``, as one update shows it."""
-    noise = _covariance_of_mean(gradients, gradients)
-    noise_at_previous = _covariance_of_mean(gradients_at_previous, gradients_at_previous)
+    noise = covariance_of_mean(gradients, gradients)
+    noise_at_previous = covariance_of_mean(gradients_at_previous, gradients_at_previous)
     mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
     error = max(0.0, mismatch - (1.0 - 2.0 * used) * noise_at_previous)
     return error / noise if noise > 0.0 else 0.0
 
 
-def _covariance_of_mean(first: Tensor, second: Tensor) -> float:
+def covariance_of_mean(first: Tensor, second: Tensor) -> float:
     """Trace of the covariance of two means over ``k`` parts, ``(k, n)`` each; 0 for a single part."""
     parts, means, pairs = len(first), (first.mean(dim=0), second.mean(dim=0)), zip(first, second, strict=True)
     # Pair by pair: of a large network all would be most of what an update holds.

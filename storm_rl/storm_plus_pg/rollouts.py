@@ -21,6 +21,7 @@ from storm_rl.common.policies import (
     ObservationBatch,
     RunningMeanStd,
     StandardisedActorCriticPolicy,
+    batch_size,
     concatenate,
     environment_actions,
     select,
@@ -190,6 +191,11 @@ class Rollout:
     truncated_at: Tensor
     truncated_observations: ObservationBatch | None
 
+    def next_observations(self) -> ObservationBatch:
+        """Those after each step, flat; after the last step of an episode they are the next episode's first."""
+        later = slice(batch_size(self.last_observations), None)
+        return concatenate([select(self.observations, later), self.last_observations])
+
 
 def rollout_from_buffer(
     buffer: RolloutBuffer,
@@ -223,6 +229,17 @@ def rollout_from_buffer(
     )
 
 
+class SampledActions(NamedTuple):
+    """``k`` actions of the present policy in each of ``n`` states, that no environment has seen."""
+
+    actions: Tensor
+    """``(k, n, ...)``."""
+    log_prob: Tensor
+    """Of the policy that they were drawn from, ``(k, n)``."""
+    advantages: Tensor
+    """``(k, n)``."""
+
+
 class Transitions(NamedTuple):
     """Flat transitions, one environment after the other and each in order of time; ``n`` in all."""
 
@@ -234,6 +251,8 @@ class Transitions(NamedTuple):
     value_targets: Tensor
     segment_ends: Tensor
     """Boolean: the last transition of an episode, or of its environment's stretch in the window."""
+    sampled: SampledActions | None = None
+    """Further actions in these states, with what the action values say of them."""
 
 
 class RolloutWindow:
@@ -251,6 +270,12 @@ class RolloutWindow:
     def append(self, rollout: Rollout) -> None:
         """Add a rollout and drop the oldest beyond ``size``."""
         self.rollouts = [*self.rollouts, rollout][-self.size :]
+
+    def newest_rollouts(self, size: int) -> "RolloutWindow":
+        """A window of the last ``size`` of these rollouts, which are shared."""
+        window = RolloutWindow(size)
+        window.rollouts = self.rollouts[-size:]
+        return window
 
     def clear(self) -> None:
         """Forget all: the next rollout does not begin where the last one ended."""

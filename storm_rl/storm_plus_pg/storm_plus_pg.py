@@ -20,6 +20,7 @@ from storm_rl.common.importance_weights import effective_sample_size, per_step_w
 from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg import defaults
+from storm_rl.storm_plus_pg.action_values import ActionValueCritic, sampled_gain, with_control_variate
 from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
@@ -72,8 +73,10 @@ class STORMPlusPG(RolloutAlgorithm):
         max_weight: Importance weights are truncated at this value; None for no bound.
         cg_max_steps: Conjugate-gradient iterations of one step.
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
-        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.02
-            for every 512 transitions of a rollout, at least 0.02 and at most 0.04: larger rollouts are less noisy.
+        target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.1;
+            without action values 0.02 for every 512 transitions of a rollout, at least 0.02 and at most 0.04.
+        use_action_values: Whether a second critic, of actions, replaces what noise it can of the actor's gradient; see
+            :func:`~storm_rl.storm_plus_pg.action_values.with_control_variate`. None: not of images.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) for Box actions. None: for all of them.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
         rollout_buffer_class: Rollout buffer class; None: by the observation space. Its own returns are refused.
@@ -113,6 +116,7 @@ class STORMPlusPG(RolloutAlgorithm):
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
         target_kl: float | Literal["auto"] | None = "auto",
+        use_action_values: bool | None = None,
         use_sde: bool | None = None,
         sde_sample_freq: int = 32,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -157,6 +161,7 @@ class STORMPlusPG(RolloutAlgorithm):
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.target_kl = target_kl
+        self.use_action_values = use_action_values
         if _init_setup_model:
             self._setup_model()
 
@@ -196,17 +201,23 @@ class STORMPlusPG(RolloutAlgorithm):
         check_parts(self.policy, self.policy.actor_parameters(), self.policy.critic_parameters())
         reuse, critic_steps, states = defaults.work(size, self.batch_size, self.policy.critic_learns_features)
         self.reuse_rollouts, self.critic_steps = self.reuse_rollouts or reuse, self.critic_steps or critic_steps
-        self.window, self._window_end, self._noise_age = RolloutWindow(self.reuse_rollouts), None, 0
+        if self.use_action_values is None:
+            self.use_action_values = not self.policy.critic_learns_features
+        if self.target_kl == "auto":
+            self.target_kl = defaults.target_kl(size, self.use_action_values)
+        self.action_values = ActionValueCritic(self.policy) if self.use_action_values else None
+        memory = defaults.memory(size, self.reuse_rollouts, self.use_action_values)
+        self.window, self._window_end, self._noise_age = RolloutWindow(memory), None, 0
         self.return_statistics = DiscountedReturnStatistics(self.gamma, self.n_envs)
         self.recursion = self._make_recursion()
-        memory = self.fisher_rollouts, self.fisher_states or states
-        self.fisher_metric = FisherMetric(self.cg_damping, self.cg_max_steps, *memory)
+        covered = self.fisher_rollouts, self.fisher_states or states
+        self.fisher_metric = FisherMetric(self.cg_damping, self.cg_max_steps, *covered)
 
     def _make_recursion(self) -> PolicyRecursion:
         return PolicyRecursion()
 
     def _resolve_rollout_size(self) -> int:
-        """Transitions of a rollout; ``n_steps`` and ``target_kl`` get their values where they follow them."""
+        """Transitions of a rollout; ``n_steps`` gets its value where it follows their number."""
         if self.n_steps is None:
             self.n_steps = defaults.rollout_steps(self.n_envs, self.observation_space)
         self.n_steps = check_integer("n_steps (None for the default)", self.n_steps, 1)
@@ -216,8 +227,6 @@ class STORMPlusPG(RolloutAlgorithm):
                 f"a rollout of one transition (n_steps={self.n_steps}, n_envs={self.n_envs}) leaves no advantage "
                 "after standardisation; n_steps * n_envs must be at least 2."
             )
-        if self.target_kl == "auto":
-            self.target_kl = defaults.target_kl(size)
         return size
 
     @all_or_nothing
@@ -226,8 +235,10 @@ class STORMPlusPG(RolloutAlgorithm):
         # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
         self.policy.set_training_mode(False)
         networks = self.networks()
-        actor = networks.actor(self.window.observations())
-        batch = self.window.transitions(actor.observations, networks, self.gamma, self.gae_lambda)
+        assert self.reuse_rollouts is not None
+        window = self.window.newest_rollouts(self.reuse_rollouts)
+        actor = networks.actor(window.observations())
+        batch = window.transitions(actor.observations, networks, self.gamma, self.gae_lambda)
         self._update_actor(networks, actor, batch)
         # Between the two: the actor's gradients belong to the statistics that acted, and the critic is fitted to
         # the inputs that it will see next.
@@ -240,18 +251,21 @@ class STORMPlusPG(RolloutAlgorithm):
         self, networks: ActorCritic | NumpyActorCritic, actor: Actor | NumpyActor, batch: Transitions
     ) -> None:
         recursion, parameters = self.recursion, self.policy.actor_parameters()
+        n_rollouts = len(batch.advantages) // self.window.newest.dones.numel()
         recursion.follow_parameters(parameters)
         if not parameters:
             return  # All are frozen.
         theta, previous = parameters_to_vector(parameters).detach(), recursion.previous_parameters
         batch = batch._replace(advantages=self._standardised(batch.advantages))
+        if self.action_values is not None:
+            batch = self._with_action_values(self.action_values, networks, actor, batch)
 
         gradients, _ = self._part_gradients(actor, batch)
         gradients_at_previous = None
         if recursion.needs_previous:
             gradients_at_previous, weights = self._part_gradients(actor, batch, previous)
             self._record_memory(gradients, weights)
-        direction = recursion.next_direction(theta, gradients, gradients_at_previous, len(self.window.rollouts))
+        direction = recursion.next_direction(theta, gradients, gradients_at_previous, n_rollouts)
 
         self.fisher_metric.remember(self.window.newest.observations)
         recent = networks.actor(self.fisher_metric.states)
@@ -264,12 +278,35 @@ class STORMPlusPG(RolloutAlgorithm):
         copy_to_parameters(moved, parameters)
         self._record_step(before, recent.distribution(moved), gradients, direction_square, step_size)
 
+    def _with_action_values(
+        self,
+        critic: ActionValueCritic,
+        networks: ActorCritic | NumpyActorCritic,
+        actor: Actor | NumpyActor,
+        batch: Transitions,
+    ) -> Transitions:
+        self._update_learning_rate(critic.optimizer)
+        loss = critic.fit(networks, self.window, self.gamma, self.return_statistics.scale, self._minibatches)
+        batch, slope, share = with_control_variate(
+            *(critic, self.policy, actor, batch, self.max_weight),
+            lambda residual: self._part_gradients(actor, residual, ent_coef=0.0)[0],
+        )
+        self.logger.record("train/action_value_loss", loss)
+        self.logger.record("train/action_value_slope", slope)
+        self.logger.record("train/residual_share", share)
+        return batch
+
     def _standardised(self, advantages: Tensor) -> Tensor:
         floor = self.advantage_floor * self.return_statistics.scale
         return (advantages - advantages.mean()) / max(float(advantages.std()), floor, 1e-8)
 
     def _part_gradients(
-        self, actor: Actor | NumpyActor, batch: Transitions, parameters: Tensor | None = None, n_parts: int = N_PARTS
+        self,
+        actor: Actor | NumpyActor,
+        batch: Transitions,
+        parameters: Tensor | None = None,
+        n_parts: int = N_PARTS,
+        ent_coef: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Importance-weighted gradients of the surrogate and the weights, at a flat vector or (None) the present.
 
@@ -278,15 +315,18 @@ class STORMPlusPG(RolloutAlgorithm):
         """
         size = len(batch.advantages)
         weigh = self._weigh(actor, batch, parameters)
+        ent_coef = self.ent_coef if ent_coef is None else ent_coef
         weights: list[Tensor] = []
 
         def objective(distribution: Distribution, part: slice) -> Tensor:
             log_prob = distribution.log_prob(batch.actions[part])
             weights.append(weigh(log_prob, part))
             gain = weights[-1] * batch.advantages[part] * log_prob
-            if self.ent_coef:
+            if batch.sampled is not None:
+                gain = gain + sampled_gain(batch.sampled, distribution, part, self.max_weight)
+            if ent_coef:
                 entropy = distribution.entropy()
-                gain = gain + self.ent_coef * (-log_prob if entropy is None else entropy)
+                gain = gain + ent_coef * (-log_prob if entropy is None else entropy)
             return gain
 
         parts = equal_parts(size, min(n_parts, size))
@@ -377,12 +417,21 @@ class STORMPlusPG(RolloutAlgorithm):
         return self
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["recursion", "fisher_metric", "return_statistics", "window", "_window_end", "_noise_age"]
+        own = [
+            "action_values",
+            "recursion",
+            "fisher_metric",
+            "return_statistics",
+            "window",
+            "_window_end",
+            "_noise_age",
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        return [*state_dicts, "recursion", "fisher_metric", "return_statistics"], tensors
+        values = [] if self.action_values is None else ["action_values", "action_values.optimizer"]
+        return [*state_dicts, "recursion", "fisher_metric", "return_statistics", *values], tensors
 
     def _run_state(self) -> dict[str, Any]:
         state = super()._run_state()

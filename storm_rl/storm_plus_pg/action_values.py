@@ -1,0 +1,199 @@
+"""Action values: what a critic that also sees actions says of them, and how far the data bear it out."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.preprocessing import preprocess_obs
+from torch import Tensor, nn
+
+from storm_rl.common.checks import check_finite
+from storm_rl.common.importance_weights import per_step_weights
+from storm_rl.common.policies import StandardisedActorCriticPolicy, concatenate
+from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
+from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
+from storm_rl.storm_plus_pg.recursion import covariance_of_mean
+from storm_rl.storm_plus_pg.rollouts import RolloutWindow, SampledActions, Transitions
+
+# Units of the two hidden layers; times an update that targets are computed anew; sampled actions in each state.
+N_UNITS = 64
+N_SWEEPS = 8
+N_ACTIONS = 4
+# The residual's gradient counts by how far its square is above so many times what noise alone makes of it.
+NOISE_FACTOR = 2.0
+# Least squares on few transitions may find any slope.
+LARGEST_SLOPE = 10.0
+
+
+class ActionValueCritic(nn.Module):
+    r"""An estimate of :math:`Q^\pi(s, a)`, fitted to the transitions of many rollouts, whoever acted.
+
+    It is regressed on
+
+    .. math:: r + \gamma Q(s', a'), \qquad a' \sim \pi(\cdot | s'),
+
+    without the second term where the episode terminated (fitted Q evaluation: Le, Voloshin, Yue 2019, arXiv
+    1903.08738). Nothing in it depends on the policy that acted, so that old transitions serve as well as new ones.
+    Steps at which a time limit ended an episode are left out.
+
+    The network sees the state-value critic's features, and actions as the environment takes them: Box actions clipped
+    and in units of half their range, choices one-hot.
+
+    Args:
+        policy: Whose actions are valued; what extracts its features is not trained here.
+    """
+
+    def __init__(self, policy: StandardisedActorCriticPolicy) -> None:
+        super().__init__()
+        n_inputs = policy.vf_features_extractor.features_dim + spaces.flatdim(policy.action_space)
+        hidden = nn.Linear(n_inputs, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, N_UNITS), nn.ReLU()
+        self.network = nn.Sequential(*hidden, nn.Linear(N_UNITS, 1)).to(policy.device)
+        self.optimizer = torch.optim.Adam(self.network.parameters())
+
+    @torch.no_grad()
+    def values(self, policy: StandardisedActorCriticPolicy, features: Tensor, actions: Tensor) -> Tensor:
+        """Values ``(n,)`` of ``actions``, ``(n, ...)``, in units of the scale of :meth:`fit`."""
+        values: Tensor = self.network(torch.cat([features, environment_units(policy, actions)], dim=1))
+        return values.flatten()
+
+    def fit(
+        self,
+        networks: ActorCritic | NumpyActorCritic,
+        window: RolloutWindow,
+        gamma: float,
+        scale: float,
+        minibatches: Callable[[int], Iterator[Tensor]],
+    ) -> float:
+        """Fit the network to all rollouts of ``window``; gives the mean loss, 0 without a transition to fit to.
+
+        Args:
+            networks: Of the policy, at its present parameters.
+            window: The rollouts.
+            gamma: Discount factor.
+            scale: Rewards are divided by this; in units of return.
+            minibatches: From a number of transitions: indices, one tensor a step.
+        """
+        policy, rollouts = networks.policy, window.rollouts
+        rewards = torch.cat([rollout.rewards.flatten() for rollout in rollouts]) / scale
+        ends = torch.cat([rollout.dones.flatten() for rollout in rollouts])
+        truncated = torch.zeros_like(ends)
+        start = 0
+        for rollout in rollouts:
+            truncated[start + rollout.truncated_at] = True
+            start += rollout.dones.numel()
+        rows = (~truncated).nonzero().flatten()
+        if len(rows) == 0:
+            return 0.0
+        with torch.no_grad():
+            features = policy.critic_features(concatenate([rollout.observations for rollout in rollouts]))
+            actions = torch.cat([rollout.actions for rollout in rollouts])
+            inputs = torch.cat([features, environment_units(policy, actions)], dim=1)[rows]
+            following = concatenate([rollout.next_observations() for rollout in rollouts])
+            next_features, next_actions = policy.critic_features(following), networks.actor(following).distribution()
+        indices, losses = list(minibatches(len(rows))), []
+        n_steps = -(-len(indices) // N_SWEEPS)
+        for start in range(0, len(indices), n_steps):
+            next_values = self.values(policy, next_features, independent_sample(next_actions))
+            targets = (rewards + gamma * torch.where(ends, 0.0, next_values))[rows]
+            losses.append(networks.regress(self.network, self.optimizer, inputs, targets, indices[start:][:n_steps]))
+        check_finite("the action values", torch.tensor(losses))
+        return sum(losses) / len(losses)
+
+    @torch.no_grad()
+    def advantages(
+        self, policy: StandardisedActorCriticPolicy, distribution: Distribution, batch: Transitions
+    ) -> tuple[Tensor, SampledActions]:
+        """Advantages of the actions of ``batch``, ``(n,)``, and of fresh ones of ``distribution`` in its states.
+
+        The baseline of an action is the mean value of fresh actions, without itself.
+        """
+        features = policy.critic_features(batch.observations)
+        actions = torch.stack([independent_sample(distribution) for _ in range(N_ACTIONS)])
+        log_prob = torch.stack([distribution.log_prob(each) for each in actions])
+        values = torch.stack([self.values(policy, features, each) for each in actions])
+        baseline = values.mean(dim=0)
+        fresh = (values - baseline) * (N_ACTIONS / (N_ACTIONS - 1))
+        return self.values(policy, features, batch.actions) - baseline, SampledActions(actions, log_prob, fresh)
+
+
+def with_control_variate(
+    critic: ActionValueCritic,
+    policy: StandardisedActorCriticPolicy,
+    actor: Actor | NumpyActor,
+    batch: Transitions,
+    max_weight: float | None,
+    part_gradients: Callable[[Transitions], Tensor],
+) -> tuple[Transitions, float, float]:
+    r"""The batch with what the action values explain of its advantages taken over all actions of the policy.
+
+    With :math:`A_Q(s, a) = Q(s, a) - E_\pi Q(s, \cdot)`, the advantages :math:`\hat A` and the weights :math:`w`, the
+    policy gradient is
+
+    .. math::
+        \frac1N \sum_s E_{a \sim \pi} [\beta A_Q(s, a) \nabla \log \pi(a|s)]
+        + \frac{c}{N} \sum w (\hat A - \beta A_Q)(s, a) \nabla \log \pi(a|s).
+
+    The first sum has no noise of the actions taken and of what followed them; in the second, with :math:`c = 1`,
+    :math:`A_Q` is a control variate and moves no mean, right or wrong (Gu et al. 2017, "Q-Prop", arXiv 1611.02247).
+    :math:`\beta` is measured: least squares of :math:`\hat A` on :math:`A_Q`. The second sum is the part that the
+    action values do not explain, and mostly noise. With its squared norm :math:`R` and the trace :math:`V` of its
+    covariance, from the gradients of the batch's parts, it is shrunk as James and Stein (1961) do, in the form of
+    Baranchik (1964): :math:`c = \max(0, 1 - 2 V / R)`. Where all of it may be noise, the action values alone count;
+    where it is not, they are put right.
+
+    Args:
+        critic: Fitted to the present policy.
+        policy: Likewise.
+        actor: The policy on the states of the batch.
+        batch: With standardised advantages.
+        max_weight: Of importance weights.
+        part_gradients: Gradients of the batch's parts, ``(k, n)``, from the advantages alone.
+
+    Returns:
+        The batch, with residual advantages and sampled actions; :math:`\beta`; :math:`c`.
+    """
+    distribution = actor.distribution()
+    taken, sampled = critic.advantages(policy, distribution, batch)
+    weights = per_step_weights(distribution.log_prob(batch.actions), batch.behaviour_log_prob, max_weight)
+    taken = taken - (weights * taken).mean()
+    square = float((weights * taken.square()).mean())
+    slope = float((weights * taken * batch.advantages).mean()) / square if square > 0.0 else 0.0
+    slope = min(LARGEST_SLOPE, max(0.0, slope))
+    residual = batch._replace(advantages=batch.advantages - slope * taken)
+    gradients = part_gradients(residual)
+    norm = float(gradients.mean(dim=0).square().sum())
+    share = max(0.0, 1.0 - NOISE_FACTOR * covariance_of_mean(gradients, gradients) / norm) if norm > 0.0 else 0.0
+    explained = sampled._replace(advantages=slope * sampled.advantages)
+    return residual._replace(advantages=share * residual.advantages, sampled=explained), slope, share
+
+
+def sampled_gain(sampled: SampledActions, distribution: Distribution, part: slice, max_weight: float | None) -> Tensor:
+    """The surrogate's value by the sampled actions in the states of ``part``, ``(n,)``; ``distribution`` is on them."""
+    total = torch.zeros(())
+    for actions, log_prob, advantages in zip(*sampled, strict=True):
+        present = distribution.log_prob(actions[part])
+        total = total + per_step_weights(present, log_prob[part], max_weight) * advantages[part] * present
+    return total / len(sampled.actions)
+
+
+def independent_sample(distribution: Distribution) -> Tensor:
+    """An action for each state: gSDE's noise otherwise is that of the environments, one for many states."""
+    if not isinstance(distribution, StateDependentNoiseDistribution):
+        return distribution.sample()
+    actions: Tensor = distribution.distribution.sample()  # type: ignore[no-untyped-call]
+    return actions if distribution.bijector is None else distribution.bijector.forward(actions)
+
+
+def environment_units(policy: StandardisedActorCriticPolicy, actions: Tensor) -> Tensor:
+    """Actions of the policy as vectors of order 1 of what the environment is given, ``(n, k)``."""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        vectors = preprocess_obs(actions, space)
+        assert isinstance(vectors, Tensor)
+        return vectors.reshape(len(actions), -1).float()
+    actions = actions.reshape(len(actions), -1)
+    if policy.squash_output:
+        return actions
+    low, high = (torch.as_tensor(bound, device=actions.device).flatten() for bound in (space.low, space.high))
+    return (actions.clamp(low, high) - policy.action_middle) / policy.action_unit
