@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterator
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor, nn
 
 from storm_rl.common.checks import check_finite
 from storm_rl.common.importance_weights import per_step_weights
 from storm_rl.common.policies import StandardisedActorCriticPolicy, concatenate
-from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
+from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic, SampledActions
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
 from storm_rl.storm_plus_pg.recursion import covariance_of_mean
-from storm_rl.storm_plus_pg.rollouts import RolloutWindow, SampledActions, Transitions
+from storm_rl.storm_plus_pg.rollouts import RolloutWindow, Transitions
 
 # Units of the two hidden layers; times an update that targets are computed anew; sampled actions in each state.
 N_UNITS = 64
@@ -64,8 +65,9 @@ class ActionValueCritic(nn.Module):
         gamma: float,
         scale: float,
         minibatches: Callable[[int], Iterator[Tensor]],
-    ) -> float:
-        """Fit the network to all rollouts of ``window``; gives the mean loss, 0 without a transition to fit to.
+        logger: Logger,
+    ) -> None:
+        """Fit the network to all rollouts of ``window``, where there is a transition to fit to.
 
         Args:
             networks: Of the policy, at its present parameters.
@@ -73,6 +75,7 @@ class ActionValueCritic(nn.Module):
             gamma: Discount factor.
             scale: Rewards are divided by this; in units of return.
             minibatches: From a number of transitions: indices, one tensor a step.
+            logger: For ``train/action_value_loss``.
         """
         policy, rollouts = networks.policy, window.rollouts
         rewards = torch.cat([rollout.rewards.flatten() for rollout in rollouts]) / scale
@@ -84,7 +87,7 @@ class ActionValueCritic(nn.Module):
             start += rollout.dones.numel()
         rows = (~truncated).nonzero().flatten()
         if len(rows) == 0:
-            return 0.0
+            return
         with torch.no_grad():
             features = policy.critic_features(concatenate([rollout.observations for rollout in rollouts]))
             actions = torch.cat([rollout.actions for rollout in rollouts])
@@ -98,7 +101,7 @@ class ActionValueCritic(nn.Module):
             targets = (rewards + gamma * torch.where(ends, 0.0, next_values))[rows]
             losses.append(networks.regress(self.network, self.optimizer, inputs, targets, indices[start:][:n_steps]))
         check_finite("the action values", torch.tensor(losses))
-        return sum(losses) / len(losses)
+        logger.record("train/action_value_loss", sum(losses) / len(losses))
 
     @torch.no_grad()
     def advantages(
@@ -123,8 +126,9 @@ def with_control_variate(
     actor: Actor | NumpyActor,
     batch: Transitions,
     max_weight: float | None,
-    part_gradients: Callable[[Transitions], Tensor],
-) -> tuple[Transitions, float, float]:
+    part_gradients: Callable[[Transitions], tuple[Tensor, Tensor]],
+    logger: Logger,
+) -> Transitions:
     r"""The batch with what the action values explain of its advantages taken over all actions of the policy.
 
     With :math:`A_Q(s, a) = Q(s, a) - E_\pi Q(s, \cdot)`, the advantages :math:`\hat A` and the weights :math:`w`, the
@@ -148,10 +152,11 @@ def with_control_variate(
         actor: The policy on the states of the batch.
         batch: With standardised advantages.
         max_weight: Of importance weights.
-        part_gradients: Gradients of the batch's parts, ``(k, n)``, from the advantages alone.
+        part_gradients: Gradients of a batch's parts, ``(k, n)``, from its advantages alone, and weights.
+        logger: For ``train/action_value_slope``, :math:`\beta`, and ``train/residual_share``, :math:`c`.
 
     Returns:
-        The batch, with residual advantages and sampled actions; :math:`\beta`; :math:`c`.
+        The batch, with what is left of its advantages, and sampled actions.
     """
     distribution = actor.distribution()
     taken, sampled = critic.advantages(policy, distribution, batch)
@@ -161,11 +166,13 @@ def with_control_variate(
     slope = float((weights * taken * batch.advantages).mean()) / square if square > 0.0 else 0.0
     slope = min(LARGEST_SLOPE, max(0.0, slope))
     residual = batch._replace(advantages=batch.advantages - slope * taken)
-    gradients = part_gradients(residual)
+    gradients, _ = part_gradients(residual)
     norm = float(gradients.mean(dim=0).square().sum())
     share = max(0.0, 1.0 - NOISE_FACTOR * covariance_of_mean(gradients, gradients) / norm) if norm > 0.0 else 0.0
     explained = sampled._replace(advantages=slope * sampled.advantages)
-    return residual._replace(advantages=share * residual.advantages, sampled=explained), slope, share
+    logger.record("train/action_value_slope", slope)
+    logger.record("train/residual_share", share)
+    return residual._replace(advantages=share * residual.advantages, sampled=explained)
 
 
 def sampled_gain(sampled: SampledActions, distribution: Distribution, part: slice, max_weight: float | None) -> Tensor:

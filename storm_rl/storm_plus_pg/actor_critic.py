@@ -1,8 +1,10 @@
 """The actor and the critic as collecting and updating need them, by autograd: for any policy, on any device."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from stable_baselines3.common.distributions import Distribution
@@ -132,3 +134,20 @@ class Actor:
             yield
         finally:
             vector_to_parameters(before, self.parameters)
+
+
+class SampledActions(NamedTuple):
+    """``k`` actions of the present policy in each of ``n`` states, that no environment has seen."""
+
+    actions: Tensor
+    """``(k, n, ...)``."""
+    log_prob: Tensor
+    """Of the policy that they were drawn from, ``(k, n)``."""
+    advantages: Tensor
+    """``(k, n)``."""
+
+
+def equal_parts(size: int, n_parts: int) -> list[slice]:
+    """``n_parts`` slices of a range, of lengths that differ by at most 1."""
+    bounds = [size * part // n_parts for part in range(n_parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]

@@ -5,6 +5,8 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
+from storm_rl.common.checks import check_integer
+
 # Transitions of a rollout, also of images, and vector steps of it at least; nats of a step at most.
 ROLLOUT_TRANSITIONS = 512
 IMAGE_TRANSITIONS = 1024
@@ -15,11 +17,24 @@ SAFE_KL = 0.1
 MEMORY_ROLLOUTS = 16
 
 
-def rollout_steps(n_envs: int, observation_space: spaces.Space[Any]) -> int:
-    """The same number of transitions whatever the number of environments, until too few steps of each are left."""
-    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
-    transitions = IMAGE_TRANSITIONS if any(map(is_image_space, parts)) else ROLLOUT_TRANSITIONS
-    return max(MIN_STEPS, -(-transitions // n_envs))
+def rollout_steps(n_steps: int | None, n_envs: int, observation_space: spaces.Space[Any]) -> int:
+    """Steps of each environment per rollout: ``n_steps``, or for None what makes the same number of transitions.
+
+    Raises:
+        ValueError: One transition in all.
+    """
+    if n_steps is None:
+        space = observation_space
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        transitions = IMAGE_TRANSITIONS if any(map(is_image_space, parts)) else ROLLOUT_TRANSITIONS
+        return max(MIN_STEPS, -(-transitions // n_envs))
+    n_steps = check_integer("n_steps (None for the default)", n_steps, 1)
+    if n_steps * n_envs < 2:
+        raise ValueError(
+            f"a rollout of one transition (n_steps={n_steps}, n_envs={n_envs}) leaves no advantage after "
+            "standardisation; n_steps * n_envs must be at least 2."
+        )
+    return n_steps
 
 
 def target_kl(size: int, action_values: bool) -> float:

@@ -27,7 +27,7 @@ from storm_rl.common.policies import (
     select,
 )
 from storm_rl.common.resumable_algorithm import ResumableAlgorithm
-from storm_rl.storm_plus_pg.actor_critic import ActorCritic
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic, SampledActions
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
 
 
@@ -227,17 +227,6 @@ def rollout_from_buffer(
         truncated_at=torch.tensor(list(truncations), dtype=torch.long, device=policy.device),
         truncated_observations=concatenate(list(truncations.values())) if truncations else None,
     )
-
-
-class SampledActions(NamedTuple):
-    """``k`` actions of the present policy in each of ``n`` states, that no environment has seen."""
-
-    actions: Tensor
-    """``(k, n, ...)``."""
-    log_prob: Tensor
-    """Of the policy that they were drawn from, ``(k, n)``."""
-    advantages: Tensor
-    """``(k, n)``."""
 
 
 class Transitions(NamedTuple):

@@ -1,5 +1,6 @@
 """STORM+ policy gradient: an actor-critic whose actor follows a recursive, importance-weighted gradient."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -21,12 +22,13 @@ from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg import defaults
 from storm_rl.storm_plus_pg.action_values import ActionValueCritic, sampled_gain, with_control_variate
-from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
+from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic, equal_parts
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion, copy_to_parameters
 from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutAlgorithm, RolloutWindow, Transitions
 
+Networks = ActorCritic | NumpyActorCritic
 Weigh = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of a slice of the transitions: their importance weights."""
 
@@ -196,7 +198,8 @@ class STORMPlusPG(RolloutAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        size = self._resolve_rollout_size()
+        self.n_steps = defaults.rollout_steps(self.n_steps, self.n_envs, self.observation_space)
+        size = self.n_steps * self.n_envs
         super()._setup_model()
         check_parts(self.policy, self.policy.actor_parameters(), self.policy.critic_parameters())
         reuse, critic_steps, states = defaults.work(size, self.batch_size, self.policy.critic_learns_features)
@@ -216,19 +219,6 @@ class STORMPlusPG(RolloutAlgorithm):
     def _make_recursion(self) -> PolicyRecursion:
         return PolicyRecursion()
 
-    def _resolve_rollout_size(self) -> int:
-        """Transitions of a rollout; ``n_steps`` gets its value where it follows their number."""
-        if self.n_steps is None:
-            self.n_steps = defaults.rollout_steps(self.n_envs, self.observation_space)
-        self.n_steps = check_integer("n_steps (None for the default)", self.n_steps, 1)
-        size = self.n_steps * self.n_envs
-        if size < 2:
-            raise ValueError(
-                f"a rollout of one transition (n_steps={self.n_steps}, n_envs={self.n_envs}) leaves no advantage "
-                "after standardisation; n_steps * n_envs must be at least 2."
-            )
-        return size
-
     @all_or_nothing
     def train(self) -> None:
         """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
@@ -247,9 +237,7 @@ class STORMPlusPG(RolloutAlgorithm):
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _update_actor(
-        self, networks: ActorCritic | NumpyActorCritic, actor: Actor | NumpyActor, batch: Transitions
-    ) -> None:
+    def _update_actor(self, networks: Networks, actor: Actor | NumpyActor, batch: Transitions) -> None:
         recursion, parameters = self.recursion, self.policy.actor_parameters()
         n_rollouts = len(batch.advantages) // self.window.newest.dones.numel()
         recursion.follow_parameters(parameters)
@@ -258,7 +246,13 @@ class STORMPlusPG(RolloutAlgorithm):
         theta, previous = parameters_to_vector(parameters).detach(), recursion.previous_parameters
         batch = batch._replace(advantages=self._standardised(batch.advantages))
         if self.action_values is not None:
-            batch = self._with_action_values(self.action_values, networks, actor, batch)
+            self._update_learning_rate(self.action_values.optimizer)
+            scale = self.return_statistics.scale
+            self.action_values.fit(networks, self.window, self.gamma, scale, self._minibatches, self.logger)
+            gradients_of = functools.partial(self._part_gradients, actor, bonus=False)
+            batch = with_control_variate(
+                self.action_values, networks.policy, actor, batch, self.max_weight, gradients_of, self.logger
+            )
 
         gradients, _ = self._part_gradients(actor, batch)
         gradients_at_previous = None
@@ -278,44 +272,20 @@ class STORMPlusPG(RolloutAlgorithm):
         copy_to_parameters(moved, parameters)
         self._record_step(before, recent.distribution(moved), gradients, direction_square, step_size)
 
-    def _with_action_values(
-        self,
-        critic: ActionValueCritic,
-        networks: ActorCritic | NumpyActorCritic,
-        actor: Actor | NumpyActor,
-        batch: Transitions,
-    ) -> Transitions:
-        self._update_learning_rate(critic.optimizer)
-        loss = critic.fit(networks, self.window, self.gamma, self.return_statistics.scale, self._minibatches)
-        batch, slope, share = with_control_variate(
-            *(critic, self.policy, actor, batch, self.max_weight),
-            lambda residual: self._part_gradients(actor, residual, ent_coef=0.0)[0],
-        )
-        self.logger.record("train/action_value_loss", loss)
-        self.logger.record("train/action_value_slope", slope)
-        self.logger.record("train/residual_share", share)
-        return batch
-
     def _standardised(self, advantages: Tensor) -> Tensor:
         floor = self.advantage_floor * self.return_statistics.scale
         return (advantages - advantages.mean()) / max(float(advantages.std()), floor, 1e-8)
 
     def _part_gradients(
-        self,
-        actor: Actor | NumpyActor,
-        batch: Transitions,
-        parameters: Tensor | None = None,
-        n_parts: int = N_PARTS,
-        ent_coef: float | None = None,
+        self, actor: Actor | NumpyActor, batch: Transitions, parameters: Tensor | None = None, bonus: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Importance-weighted gradients of the surrogate and the weights, at a flat vector or (None) the present.
 
         One gradient for each part of the transitions, ``(k, n)``, scaled so that their mean is that of all transitions.
-        At the present parameters the weights of the newest rollout are 1.
+        At the present parameters the weights of the newest rollout are 1. ``bonus``: with the entropy's.
         """
         size = len(batch.advantages)
         weigh = self._weigh(actor, batch, parameters)
-        ent_coef = self.ent_coef if ent_coef is None else ent_coef
         weights: list[Tensor] = []
 
         def objective(distribution: Distribution, part: slice) -> Tensor:
@@ -324,12 +294,12 @@ class STORMPlusPG(RolloutAlgorithm):
             gain = weights[-1] * batch.advantages[part] * log_prob
             if batch.sampled is not None:
                 gain = gain + sampled_gain(batch.sampled, distribution, part, self.max_weight)
-            if ent_coef:
+            if bonus and self.ent_coef:
                 entropy = distribution.entropy()
-                gain = gain + ent_coef * (-log_prob if entropy is None else entropy)
+                gain = gain + self.ent_coef * (-log_prob if entropy is None else entropy)
             return gain
 
-        parts = equal_parts(size, min(n_parts, size))
+        parts = equal_parts(size, min(N_PARTS, size))
         gradients = actor.part_gradients(objective, parts, parameters).mul_(-len(parts) / size)
         check_finite("the policy gradient", gradients)
         return gradients, torch.cat(weights)
@@ -352,7 +322,7 @@ class STORMPlusPG(RolloutAlgorithm):
         self.logger.record("train/step_bound", int(step_size > bound))
         return min(step_size, bound)
 
-    def _update_observation_statistics(self, networks: ActorCritic | NumpyActorCritic) -> None:
+    def _update_observation_statistics(self, networks: Networks) -> None:
         """Move the statistics and not the policy: only the KL bounds its steps."""
         if not self.policy.has_statistics:
             return
@@ -361,7 +331,7 @@ class STORMPlusPG(RolloutAlgorithm):
         self.recursion.follow_statistics(self.policy, observations)
         self.logger.record("train/statistics_kl", float(mean_kl(before, networks.actor(observations).distribution())))
 
-    def _update_critic(self, networks: ActorCritic | NumpyActorCritic, batch: Transitions) -> None:
+    def _update_critic(self, networks: Networks, batch: Transitions) -> None:
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale, preserve=self._n_updates > 0)
@@ -448,9 +418,3 @@ class STORMPlusPG(RolloutAlgorithm):
         if resumes and "window" in state and self._last_obs is not None:
             self.window.load_state_dict(state["window"], self.device)
             self._window_end = self._last_obs
-
-
-def equal_parts(size: int, n_parts: int) -> list[slice]:
-    """``n_parts`` slices of a range, of lengths that differ by at most 1."""
-    bounds = [size * part // n_parts for part in range(n_parts + 1)]
-    return [slice(*pair) for pair in itertools.pairwise(bounds)]

@@ -20,8 +20,8 @@ from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from experiments.studies.throughput.configurations import Configuration
 from storm_rl import STORMPlusPG
-from storm_rl.storm_plus_pg.actor_critic import ActorCritic
-from storm_rl.storm_plus_pg.storm_plus_pg import N_PARTS, equal_parts
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic, equal_parts
+from storm_rl.storm_plus_pg.storm_plus_pg import N_PARTS
 
 MIB = 2.0**20
 # Of a gradient; the median of so many is stable to a few per cent.
