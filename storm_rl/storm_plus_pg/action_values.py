@@ -122,7 +122,6 @@ class ActionValueCritic(nn.Module):
 
 def with_control_variate(
     critic: ActionValueCritic,
-    policy: StandardisedActorCriticPolicy,
     actor: Actor | NumpyActor,
     batch: Transitions,
     max_weight: float | None,
@@ -140,7 +139,8 @@ def with_control_variate(
 
     The first sum has no noise of the actions taken and of what followed them; in the second, with :math:`c = 1`,
     :math:`A_Q` is a control variate and moves no mean, right or wrong (Gu et al. 2017, "Q-Prop", arXiv 1611.02247).
-    :math:`\beta` is measured: least squares of :math:`\hat A` on :math:`A_Q`. The second sum is the part that the
+    :math:`\beta` is measured: least squares of :math:`\hat A` on :math:`A_Q`, a fifth too low, for the expectation in
+    :math:`A_Q` is itself the mean of four samples. The second sum is the part that the
     action values do not explain, and mostly noise. With its squared norm :math:`R` and the trace :math:`V` of its
     covariance, from the gradients of the batch's parts, it is shrunk as James and Stein (1961) do, in the form of
     Baranchik (1964): :math:`c = \max(0, 1 - 2 V / R)`. Where all of it may be noise, the action values alone count;
@@ -148,8 +148,7 @@ def with_control_variate(
 
     Args:
         critic: Fitted to the present policy.
-        policy: Likewise.
-        actor: The policy on the states of the batch.
+        actor: That policy on the states of the batch.
         batch: With standardised advantages.
         max_weight: Of importance weights.
         part_gradients: Gradients of a batch's parts, ``(k, n)``, from its advantages alone, and weights.
@@ -159,7 +158,7 @@ def with_control_variate(
         The batch, with what is left of its advantages, and sampled actions.
     """
     distribution = actor.distribution()
-    taken, sampled = critic.advantages(policy, distribution, batch)
+    taken, sampled = critic.advantages(actor.policy, distribution, batch)
     weights = per_step_weights(distribution.log_prob(batch.actions), batch.behaviour_log_prob, max_weight)
     taken = taken - (weights * taken).mean()
     square = float((weights * taken.square()).mean())
@@ -203,4 +202,4 @@ def environment_units(policy: StandardisedActorCriticPolicy, actions: Tensor) ->
     if policy.squash_output:
         return actions
     low, high = (torch.as_tensor(bound, device=actions.device).flatten() for bound in (space.low, space.high))
-    return (actions.clamp(low, high) - policy.action_middle) / policy.action_unit
+    return (actions.clamp(low, high).float() - policy.action_middle) / policy.action_unit

@@ -21,7 +21,6 @@ from storm_rl.common.policies import (
     ObservationBatch,
     RunningMeanStd,
     StandardisedActorCriticPolicy,
-    batch_size,
     concatenate,
     environment_actions,
     select,
@@ -193,8 +192,14 @@ class Rollout:
 
     def next_observations(self) -> ObservationBatch:
         """Those after each step, flat; after the last step of an episode they are the next episode's first."""
-        later = slice(batch_size(self.last_observations), None)
-        return concatenate([select(self.observations, later), self.last_observations])
+
+        def appended(batch: Any, further: Any) -> Any:
+            if isinstance(batch, dict):
+                return {key: appended(part, further[key]) for key, part in batch.items()}
+            # SB3's buffer keeps a Discrete observation as (n, 1), environments give (n,).
+            return torch.cat([batch[len(further) :], further.reshape(-1, *batch.shape[1:])])
+
+        return appended(self.observations, self.last_observations)  # type: ignore[no-any-return]
 
 
 def rollout_from_buffer(
@@ -358,10 +363,8 @@ def generalised_advantages(
     they are below 1 (V-trace) makes what the policy has just left look like what the critic has not learned yet, and
     with a critic that lags behind rewards of one sign the gradient of the same data turns round.
 
-    All tensors are on the CPU, carry no graph and have the same shape, ``(n_steps, n_envs)``, time first.
-
-    ``next_values`` are :math:`V(s_{h+1})`: 0 where an episode terminated, of its last observation where it was
-    truncated.
+    All tensors are on the CPU, without graph and of the same shape, ``(n_steps, n_envs)``, time first. ``next_values``
+    are :math:`V(s_{h+1})`: 0 where an episode terminated, of its last observation where it was truncated.
 
     Raises:
         ValueError: Shapes differ.

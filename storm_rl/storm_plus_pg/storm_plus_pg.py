@@ -101,6 +101,7 @@ class STORMPlusPG(RolloutAlgorithm):
     fisher_rollouts = 8
     fisher_states: int | None = None
     advantage_floor = 0.1
+    action_values: ActionValueCritic | None = None
 
     def __init__(
         self,
@@ -204,8 +205,8 @@ class STORMPlusPG(RolloutAlgorithm):
         check_parts(self.policy, self.policy.actor_parameters(), self.policy.critic_parameters())
         reuse, critic_steps, states = defaults.work(size, self.batch_size, self.policy.critic_learns_features)
         self.reuse_rollouts, self.critic_steps = self.reuse_rollouts or reuse, self.critic_steps or critic_steps
-        if self.use_action_values is None:
-            self.use_action_values = not self.policy.critic_learns_features
+        if self.use_action_values is None:  # A file of a version that had none goes on without.
+            self.use_action_values = self.num_timesteps == 0 and not self.policy.critic_learns_features
         if self.target_kl == "auto":
             self.target_kl = defaults.target_kl(size, self.use_action_values)
         self.action_values = ActionValueCritic(self.policy) if self.use_action_values else None
@@ -247,12 +248,10 @@ class STORMPlusPG(RolloutAlgorithm):
         batch = batch._replace(advantages=self._standardised(batch.advantages))
         if self.action_values is not None:
             self._update_learning_rate(self.action_values.optimizer)
-            scale = self.return_statistics.scale
-            self.action_values.fit(networks, self.window, self.gamma, scale, self._minibatches, self.logger)
+            scale, minibatches = self.return_statistics.scale, self._minibatches
+            self.action_values.fit(networks, self.window, self.gamma, scale, minibatches, self.logger)
             gradients_of = functools.partial(self._part_gradients, actor, bonus=False)
-            batch = with_control_variate(
-                self.action_values, networks.policy, actor, batch, self.max_weight, gradients_of, self.logger
-            )
+            batch = with_control_variate(self.action_values, actor, batch, self.max_weight, gradients_of, self.logger)
 
         gradients, _ = self._part_gradients(actor, batch)
         gradients_at_previous = None

@@ -37,7 +37,8 @@ class Counter(gym.Env[np.ndarray, int]):
 def counting_model(n_steps: int, size: int) -> STORMPlusPG:
     indices = iter(range(3))
     env = make_vec_env(lambda: Counter(next(indices)), n_envs=3)
-    return STORMPlusPG("MlpPolicy", env, n_steps=n_steps, reuse_rollouts=size, critic_steps=2, seed=0, device="cpu")
+    sizes = {"n_steps": n_steps, "reuse_rollouts": size, "critic_steps": 2}
+    return STORMPlusPG("MlpPolicy", env, **sizes, use_action_values=False, seed=0, device="cpu")
 
 
 def transitions_of(model: STORMPlusPG, gamma: float, lam: float) -> Transitions:
@@ -55,6 +56,23 @@ def test_window_is_one_stretch_of_time_for_each_environment() -> None:
         times = observations[index, :, 1].tolist()
         length = 3 if index == 1 else 5
         assert times == [(8 + step) % length for step in range(12)]
+
+
+def test_the_newest_rollouts_of_a_window_are_a_window() -> None:
+    window = counting_model(n_steps=4, size=3).learn(4 * 3 * 5).window
+    newest = window.newest_rollouts(2)
+    assert newest.rollouts == window.rollouts[1:]
+    assert newest.newest is window.newest
+    assert len(window.rollouts) == 3
+
+
+def test_observations_after_each_step_are_those_of_the_next_or_of_the_next_episode() -> None:
+    rollout = counting_model(n_steps=4, size=1).learn(4 * 3 * 2).window.newest
+    following = rollout.next_observations()
+    assert isinstance(following, torch.Tensor)
+    for (index, time), (next_index, next_time) in zip(rollout.observations.tolist(), following.tolist(), strict=True):
+        assert next_index == index
+        assert next_time == (time + 1) % (3 if index == 1 else 5)
 
 
 def test_values_after_each_step_are_zero_at_an_end_and_of_the_last_observation_at_a_cut() -> None:

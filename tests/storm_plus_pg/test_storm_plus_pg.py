@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,21 @@ def test_defaults_follow_the_number_of_environments_and_the_rollout() -> None:
         model = STORMPlusPG("MlpPolicy", make_vec_env("CartPole-v1", n_envs), device="cpu", **arguments)
         return model.n_steps, model.reuse_rollouts, model.window.size, model.target_kl
 
+    # With action values the window holds more than what the actor learns from.
     for n_envs, n_steps in ((1, 512), (8, 64), (24, 22), (32, 16)):
-        assert resolved(n_envs) == (n_steps, 4, 4, pytest.approx(0.02, rel=0.04))
-    assert resolved(64) == (16, 2, 2, pytest.approx(0.04))
-    assert resolved(128) == (16, 1, 1, pytest.approx(0.04))
-    assert resolved(8, n_steps=4096) == (4096, 1, 1, pytest.approx(0.04))
-    assert resolved(8, n_steps=8) == (8, 4, 4, 0.02)
-    assert resolved(64, reuse_rollouts=3, target_kl=0.5) == (16, 3, 3, 0.5)
-    assert resolved(64, target_kl=None) == (16, 2, 2, None)
+        assert resolved(n_envs) == (n_steps, 4, 16, 0.1)
+    assert resolved(64) == (16, 2, 8, 0.1)
+    assert resolved(1024) == (16, 1, 1, 0.1)
+    assert resolved(8, n_steps=8, reuse_rollouts=20) == (8, 20, 20, 0.1)
+    assert resolved(64, reuse_rollouts=3, target_kl=0.5) == (16, 3, 8, 0.5)
+    assert resolved(64, target_kl=None) == (16, 2, 8, None)
+    without = functools.partial(resolved, use_action_values=False)
+    for n_envs, n_steps in ((1, 512), (8, 64), (24, 22), (32, 16)):
+        assert without(n_envs) == (n_steps, 4, 4, pytest.approx(0.02, rel=0.04))
+    assert without(64) == (16, 2, 2, pytest.approx(0.04))
+    assert without(128) == (16, 1, 1, pytest.approx(0.04))
+    assert without(8, n_steps=4096) == (4096, 1, 1, pytest.approx(0.04))
+    assert without(8, n_steps=8) == (8, 4, 4, 0.02)
 
 
 def test_defaults_where_a_features_extractor_is_trained_make_few_passes_over_a_frame() -> None:
@@ -79,7 +87,7 @@ def test_every_documented_scalar_reaches_tensorboard_with_the_last_update(tmp_pa
 
 def test_weights_are_one_at_the_parameters_that_collected_the_rollout() -> None:
     # Catches observation statistics or parameters that move between collecting and updating.
-    model = small(make_vec_env("Pendulum-v1", n_envs=2))
+    model = small(make_vec_env("Pendulum-v1", n_envs=2), use_action_values=False)
     seen: list[torch.Tensor] = []
     part_gradients = model._part_gradients
 

@@ -115,7 +115,7 @@ def test_the_critic_is_fitted_after_the_actor_has_learned_from_it() -> None:
 
 @pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ELU], ids=["numpy", "autograd"])
 def test_observation_statistics_move_the_policy_at_the_first_update_alone(activation: type[torch.nn.Module]) -> None:
-    arguments = {"policy_kwargs": {"activation_fn": activation, "net_arch": [16]}}
+    arguments = {"policy_kwargs": {"activation_fn": activation, "net_arch": [16]}, "use_action_values": False}
     rows: list[float] = []
     model = small(make_vec_env("Pendulum-v1", n_envs=2), **arguments)
     update = model._update_critic
