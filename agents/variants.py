@@ -23,6 +23,7 @@ PAPER: dict[str, Any] = {
     "metric": "euclidean",
     "target_kl": None,
     "reuse_rollouts": 1,
+    "use_action_values": False,
 }
 """Arguments of :class:`STORMPlusPGVariant` with which the actor's step is that of STORM+ in the paper."""
 
