@@ -41,7 +41,8 @@ class STORMPlusPGVariant(STORMPlusPG):
             :math:`d_t = a_t g_t + (1 - a_t) d_{t-1}`.
         weights: Importance weights: ``"per_step"``, the ratio of each action, of low variance and biased;
             ``"per_decision"``, the product of the ratios up to it since its episode (or the window) began;
-            ``"trajectory"``, the product over all of that stretch.
+            ``"trajectory"``, the product over all of that stretch. Actions that the action values are taken of have one
+            step each, and :math:`\beta` is measured with weights per step.
         metric: ``"fisher"`` (natural gradient) or ``"euclidean"`` (the paper), which has no KL to bound.
         fisher_rollouts: Number of recent rollouts whose states the Fisher matrix covers.
         fisher_states: Number of states kept for it in all.

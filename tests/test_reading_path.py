@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
 import torch
@@ -21,10 +20,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 OPTIONAL = ("export", "maskable", "vector_env")
 
 
-def files_of_an_iteration(**policy_kwargs: Any) -> set[str]:
+def files_of_an_iteration(activation: type[torch.nn.Module], use_action_values: bool | None) -> set[str]:
     """The library's files in which something runs while a rollout is collected and learned from."""
     env = make_vec_env("Pendulum-v1", n_envs=2, seed=0)
-    model = STORMPlusPG("MlpPolicy", env, n_steps=16, critic_steps=2, policy_kwargs=policy_kwargs, seed=0, device="cpu")
+    arguments = {"use_action_values": use_action_values, "policy_kwargs": {"activation_fn": activation}}
+    model = STORMPlusPG("MlpPolicy", env, n_steps=16, critic_steps=2, seed=0, device="cpu", **arguments)
     model.learn(96)
     callback = CallbackList([])
     callback.init_callback(model)
@@ -45,10 +45,14 @@ def files_of_an_iteration(**policy_kwargs: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ELU], ids=["numpy", "autograd"])
-def test_an_iteration_runs_through_ten_files_at_most(activation: type[torch.nn.Module]) -> None:
-    found = files_of_an_iteration(activation_fn=activation)
+@pytest.mark.parametrize(("use_action_values", "most"), [(None, 11), (False, 10)], ids=["default", "no action values"])
+def test_an_iteration_runs_through_few_files(
+    activation: type[torch.nn.Module], use_action_values: bool | None, most: int
+) -> None:
+    found = files_of_an_iteration(activation, use_action_values)
     assert "storm_plus_pg/storm_plus_pg.py" in found
-    assert len(found) <= 10, sorted(found)
+    assert ("storm_plus_pg/action_values.py" in found) == (use_action_values is None)
+    assert len(found) <= most, sorted(found)
 
 
 def room(path: Path) -> str:
@@ -57,7 +61,8 @@ def room(path: Path) -> str:
 
 def test_the_core_is_short_and_so_is_every_file() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in FILES}
-    assert sum(length for path, length in lengths.items() if room(path) not in OPTIONAL) <= 6000
+    # The action values are about 330 of them: their own file, and what they need of the others.
+    assert sum(length for path, length in lengths.items() if room(path) not in OPTIONAL) <= 6350
     assert {str(path): length for path, length in lengths.items() if length > 420} == {}
 
 

@@ -35,8 +35,8 @@ class ActionValueCritic(nn.Module):
     .. math:: r + \gamma Q(s', a'), \qquad a' \sim \pi(\cdot | s'),
 
     without the second term where the episode terminated (fitted Q evaluation: Le, Voloshin, Yue 2019, arXiv
-    1903.08738). Nothing in it depends on the policy that acted, so that old transitions serve as well as new ones.
-    Steps at which a time limit ended an episode are left out.
+    1903.08738), from the network of the last update on. Nothing in it depends on the policy that acted, so that old
+    transitions serve as well as new ones. Steps at which a time limit ended an episode are left out.
 
     The network sees the state-value critic's features, and actions as the environment takes them: Box actions clipped
     and in units of half their range, choices one-hot.
@@ -109,7 +109,8 @@ class ActionValueCritic(nn.Module):
     ) -> tuple[Tensor, SampledActions]:
         """Advantages of the actions of ``batch``, ``(n,)``, and of fresh ones of ``distribution`` in its states.
 
-        The baseline of an action is the mean value of fresh actions, without itself.
+        The baseline of an action is the mean value of fresh actions, without itself. With gSDE these are independent in
+        each state, where acting has one matrix for many.
         """
         features = policy.critic_features(batch.observations)
         actions = torch.stack([independent_sample(distribution) for _ in range(N_ACTIONS)])
@@ -137,14 +138,18 @@ def with_control_variate(
         \frac1N \sum_s E_{a \sim \pi} [\beta A_Q(s, a) \nabla \log \pi(a|s)]
         + \frac{c}{N} \sum w (\hat A - \beta A_Q)(s, a) \nabla \log \pi(a|s).
 
-    The first sum has no noise of the actions taken and of what followed them; in the second, with :math:`c = 1`,
-    :math:`A_Q` is a control variate and moves no mean, right or wrong (Gu et al. 2017, "Q-Prop", arXiv 1611.02247).
+    The first sum, over sampled actions, has no noise of the actions taken and of what followed them; in the second,
+    with :math:`c = 1`, :math:`A_Q` is a control variate and moves no mean, right or wrong (Gu et al. 2017, "Q-Prop",
+    arXiv 1611.02247), but for what its fit owes to the same transitions. With :math:`c < 1` the gradient leans on
+    :math:`A_Q`: interpolated policy gradients with :math:`\nu = 1 - c` (Gu et al. 2017, arXiv 1706.00387).
+
     :math:`\beta` is measured: least squares of :math:`\hat A` on :math:`A_Q`, a fifth too low, for the expectation in
     :math:`A_Q` is itself the mean of four samples. The second sum is the part that the
     action values do not explain, and mostly noise. With its squared norm :math:`R` and the trace :math:`V` of its
-    covariance, from the gradients of the batch's parts, it is shrunk as James and Stein (1961) do, in the form of
-    Baranchik (1964): :math:`c = \max(0, 1 - 2 V / R)`. Where all of it may be noise, the action values alone count;
-    where it is not, they are put right.
+    covariance, from the gradients of the batch's parts, it is shrunk as James and Stein (1961) do, cut off at
+    0: :math:`c = \max(0, 1 - 2 V / R)`, with about the largest factor that gains under their
+    assumptions. Where all of it may be noise, the action values alone count, with their bias; where it is not, they are
+    put right.
 
     Args:
         critic: Fitted to the present policy.

@@ -1,7 +1,6 @@
 """The actor and the critic as collecting and updating need them, by autograd: for any policy, on any device."""
 
 import copy
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -145,9 +144,3 @@ class SampledActions(NamedTuple):
     """Of the policy that they were drawn from, ``(k, n)``."""
     advantages: Tensor
     """``(k, n)``."""
-
-
-def equal_parts(size: int, n_parts: int) -> list[slice]:
-    """``n_parts`` slices of a range, of lengths that differ by at most 1."""
-    bounds = [size * part // n_parts for part in range(n_parts + 1)]
-    return [slice(*pair) for pair in itertools.pairwise(bounds)]

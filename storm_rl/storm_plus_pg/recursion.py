@@ -1,5 +1,6 @@
 """The recursion over policy gradients: what is remembered between two updates, and how strongly."""
 
+import itertools
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -304,3 +305,9 @@ def covariance_of_mean(first: Tensor, second: Tensor) -> float:
     # Pair by pair: of a large network all would be most of what an update holds.
     total = sum(float((one - means[0]).mul_(other - means[1]).sum(dtype=torch.float64)) for one, other in pairs)
     return total / (parts * (parts - 1)) if parts > 1 else 0.0
+
+
+def equal_parts(size: int, n_parts: int) -> list[slice]:
+    """``n_parts`` slices of a range, of lengths that differ by at most 1."""
+    bounds = [size * part // n_parts for part in range(n_parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]

@@ -22,10 +22,10 @@ from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg import defaults
 from storm_rl.storm_plus_pg.action_values import ActionValueCritic, sampled_gain, with_control_variate
-from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic, equal_parts
+from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
-from storm_rl.storm_plus_pg.recursion import PolicyRecursion, copy_to_parameters
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion, copy_to_parameters, equal_parts
 from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutAlgorithm, RolloutWindow, Transitions
 
 Networks = ActorCritic | NumpyActorCritic
@@ -54,8 +54,8 @@ class STORMPlusPG(RolloutAlgorithm):
 
     with :math:`M = F + \lambda I`, the policy's Fisher matrix on states of the last rollouts. How :math:`a_t` and
     :math:`\eta_t` are set is said, and computed, in :class:`~storm_rl.storm_plus_pg.recursion.PolicyRecursion`. The
-    step is shortened where its quadratic KL would pass ``target_kl``: by default that sets the step until a task is
-    learned (``train/step_bound``), and :math:`\eta_t` takes over late.
+    step is shortened where its quadratic KL would pass ``target_kl``, by default a safeguard. With action values both
+    gradients have another form, of less noise: :func:`~storm_rl.storm_plus_pg.action_values.with_control_variate`.
 
     The critic has a network and an optimizer (Adam) of its own and is fitted to lambda-returns, divided by the running
     standard deviation of the discounted return. Observations are standardised inside the policy.
@@ -63,12 +63,12 @@ class STORMPlusPG(RolloutAlgorithm):
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of their classes.
         env: The environment, or the name of a registered one.
-        critic_learning_rate: Learning rate of the critic's Adam; a number or a schedule. The actor has none. SB3's
+        critic_learning_rate: Learning rate of the critics' Adam; a number or a schedule. The actor has none. SB3's
             attribute ``learning_rate`` holds the same.
         n_steps: Steps of each environment per rollout. None: 512 transitions in all, 1024 of images; 16 steps at least.
         reuse_rollouts: Recent rollouts that each update learns from. None: 2048 transitions' worth; one of images.
-        critic_steps: Steps of the critic's optimizer after each rollout. None: 160; one pass over images.
-        batch_size: Minibatch size of the critic.
+        critic_steps: Steps of each critic's optimizer after a rollout. None: 160; one pass over images.
+        batch_size: Minibatch size of the critics.
         gamma: Discount factor.
         gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
         ent_coef: Weight of an entropy bonus in the actor's objective.
@@ -77,8 +77,8 @@ class STORMPlusPG(RolloutAlgorithm):
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
         target_kl: Largest quadratic KL of a step in the Fisher metric, in nats; None for no bound. ``"auto"``: 0.1;
             without action values 0.02 for every 512 transitions of a rollout, at least 0.02 and at most 0.04.
-        use_action_values: Whether a second critic, of actions, replaces what noise it can of the actor's gradient; see
-            :func:`~storm_rl.storm_plus_pg.action_values.with_control_variate`. None: not of images.
+        use_action_values: Whether a second critic, of actions and fitted to the last 16 rollouts, takes noise out of
+            the actor's gradient. None: yes, but not where a features extractor is trained, as of images.
         use_sde: gSDE exploration (Raffin et al. 2021, arXiv 2005.05719) for Box actions. None: for all of them.
         sde_sample_freq: Sample a new noise matrix every so many steps; -1: once a rollout.
         rollout_buffer_class: Rollout buffer class; None: by the observation space. Its own returns are refused.
@@ -183,6 +183,8 @@ class STORMPlusPG(RolloutAlgorithm):
             )
         for name in ("batch_size", "cg_max_steps"):
             setattr(self, name, check_integer(name, getattr(self, name), 1))
+        if self.use_action_values not in (None, True, False):
+            raise ValueError(f"use_action_values must be True, False or None, got {self.use_action_values!r}.")
         for name in ("reuse_rollouts", "critic_steps"):
             if getattr(self, name) is not None:
                 setattr(self, name, check_integer(name, getattr(self, name), 1))
@@ -222,7 +224,7 @@ class STORMPlusPG(RolloutAlgorithm):
 
     @all_or_nothing
     def train(self) -> None:
-        """Update the actor, then the observation statistics, then the critic, from the collected rollout."""
+        """Update action values, actor, observation statistics and critic, in this order, from the collected rollout."""
         # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
         self.policy.set_training_mode(False)
         networks = self.networks()
@@ -252,7 +254,6 @@ class STORMPlusPG(RolloutAlgorithm):
             self.action_values.fit(networks, self.window, self.gamma, scale, minibatches, self.logger)
             gradients_of = functools.partial(self._part_gradients, actor, bonus=False)
             batch = with_control_variate(self.action_values, actor, batch, self.max_weight, gradients_of, self.logger)
-
         gradients, _ = self._part_gradients(actor, batch)
         gradients_at_previous = None
         if recursion.needs_previous:

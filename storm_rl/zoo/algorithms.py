@@ -49,7 +49,7 @@ _AGENT_SPACE: SearchSpace = {
     "critic_learning_rate": Range(3e-4, 3e-3, log=True),
     "critic_steps": [40, 80, 160],
     "reuse_rollouts": [1, 2, 4],
-    "target_kl": Range(3e-3, 3e-2, log=True),
+    "target_kl": Range(1e-2, 2e-1, log=True),
 }
 
 # The family's: learning rate and batch sizes, as in the search that is stored with this project. What tells one sibling

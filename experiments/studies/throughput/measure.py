@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from experiments.studies.throughput.configurations import Configuration
 from storm_rl import STORMPlusPG
-from storm_rl.storm_plus_pg.actor_critic import ActorCritic, equal_parts
+from storm_rl.storm_plus_pg.actor_critic import ActorCritic
+from storm_rl.storm_plus_pg.recursion import equal_parts
 from storm_rl.storm_plus_pg.storm_plus_pg import N_PARTS
 
 MIB = 2.0**20
@@ -136,7 +137,8 @@ def _warm_up(model: OnPolicyAlgorithm, clock: Clock, seconds: float) -> float:
 
 def _rollouts_to_fill(model: OnPolicyAlgorithm) -> int:
     """Rollouts until every window of recent ones is full, so that updates cost what they cost from then on."""
-    return max(int(getattr(model, name, 1)) for name in ("reuse_rollouts", "fisher_rollouts"))
+    kept = model.window.size if isinstance(model, STORMPlusPG) else 1
+    return max(kept, int(getattr(model, "fisher_rollouts", 1)))
 
 
 def _raw_speed(model: OnPolicyAlgorithm, steps: int) -> float:
@@ -157,10 +159,13 @@ def _gradients(model: STORMPlusPG, clock: Clock) -> dict[str, float]:
     At one parameter vector, at both that the recursion needs, and at one as any policy is differentiated: by autograd,
     in one pass.
     """
-    policy, observations, previous = model.policy, model.window.observations(), model.recursion.previous_parameters
+    policy, previous = model.policy, model.recursion.previous_parameters
+    assert model.reuse_rollouts is not None
+    window = model.window.newest_rollouts(model.reuse_rollouts)
+    observations = window.observations()
     policy.set_training_mode(False)
     networks = model.networks()
-    batch = model.window.transitions(observations, networks, model.gamma, model.gae_lambda)
+    batch = window.transitions(observations, networks, model.gamma, model.gae_lambda)
     parts = equal_parts(len(batch.advantages), N_PARTS)
     assert previous is not None
 
