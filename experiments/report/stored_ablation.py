@@ -30,7 +30,7 @@ def sections(folder: Path) -> list[Section]:
         Section(
             "What drives the agent",
             "Each row is STORM+PG with one of its parts switched off or replaced, on the same tasks and seeds as the "
-            f"default: a part matters where its row is worse. {_verdict(rows)}",
+            f"first, {rows['variant'].iloc[0]}: a part matters where its row is worse. {_verdict(rows)}",
             [
                 *_differences(rows),
                 Table(overall, "The same in figures, and the runs of all tasks that reached the threshold."),
