@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from storm_rl.common.checks import check_finite
 from storm_rl.common.importance_weights import per_step_weights
 from storm_rl.common.policies import StandardisedActorCriticPolicy, concatenate
-from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic, SampledActions
-from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
+from storm_rl.storm_plus_pg.actor_critic import Actor, SampledActions
+from storm_rl.storm_plus_pg.numpy_actor_critic import Networks, NumpyActor
 from storm_rl.storm_plus_pg.recursion import covariance_of_mean
 from storm_rl.storm_plus_pg.rollouts import RolloutWindow, Transitions
 
@@ -60,7 +60,7 @@ class ActionValueCritic(nn.Module):
 
     def fit(
         self,
-        networks: ActorCritic | NumpyActorCritic,
+        networks: Networks,
         window: RolloutWindow,
         gamma: float,
         scale: float,

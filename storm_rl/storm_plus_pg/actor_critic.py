@@ -57,16 +57,12 @@ class ActorCritic:
         if not policy.critic_learns_features:
             with torch.no_grad():
                 features = policy.critic_features(observations)
-        losses = []
-        for index in minibatches:
+
+        def loss_of(index: Tensor) -> Tensor:
             seen = policy.critic_features(select(observations, index)) if features is None else features[index]
-            loss = functional.mse_loss(policy.scaled_values(seen), targets[index])
-            policy.optimizer.zero_grad()
-            if loss.requires_grad:  # Not where all of the critic is frozen.
-                loss.backward()  # type: ignore[no-untyped-call]
-                policy.optimizer.step()
-            losses.append(loss.detach())
-        return float(torch.stack(losses).mean())
+            return functional.mse_loss(policy.scaled_values(seen), targets[index])
+
+        return _descend(policy.optimizer, map(loss_of, minibatches))
 
     def regress(
         self,
@@ -80,14 +76,20 @@ class ActorCritic:
 
         ``inputs`` are ``(n, n_in)``, ``targets`` ``(n,)``, ``minibatches`` as of :meth:`fit_critic`.
         """
-        losses = []
-        for index in minibatches:
-            loss = functional.mse_loss(network(inputs[index]).flatten(), targets[index])
-            optimizer.zero_grad()
+        losses = (functional.mse_loss(network(inputs[index]).flatten(), targets[index]) for index in minibatches)
+        return _descend(optimizer, losses)
+
+
+def _descend(optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> float:
+    """A step on each loss, which is computed after the step before it; gives their mean."""
+    found = []
+    for loss in losses:
+        optimizer.zero_grad()
+        if loss.requires_grad:  # Not where all of the critic is frozen.
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            losses.append(loss.detach())
-        return float(torch.stack(losses).mean())
+        found.append(loss.detach())
+    return float(torch.stack(found).mean())
 
 
 class Actor:

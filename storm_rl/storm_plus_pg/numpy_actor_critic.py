@@ -152,6 +152,10 @@ class NumpyActorCritic:
         return _features_of(self.policy, self.policy.vf_features_extractor)(observations)
 
 
+Networks = ActorCritic | NumpyActorCritic
+"""Either form of a policy's networks."""
+
+
 def fit_network(
     network: NumpyMLP,
     parameters: list[nn.Parameter],

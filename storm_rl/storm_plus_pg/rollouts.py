@@ -27,7 +27,7 @@ from storm_rl.common.policies import (
 )
 from storm_rl.common.resumable_algorithm import ResumableAlgorithm
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic, SampledActions
-from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
+from storm_rl.storm_plus_pg.numpy_actor_critic import Networks, NumpyActorCritic
 
 
 class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
@@ -55,7 +55,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
                 "called: change rewards in its add(), or in a callback's on_rollout_end()."
             )
 
-    def networks(self) -> ActorCritic | NumpyActorCritic:
+    def networks(self) -> Networks:
         """The policy's networks in numpy where they have that form, otherwise by autograd."""
         return NumpyActorCritic.from_policy(self.policy) or ActorCritic(self.policy)
 
@@ -295,7 +295,7 @@ class RolloutWindow:
 
     @torch.no_grad()
     def transitions(
-        self, observations: ObservationBatch, networks: ActorCritic | NumpyActorCritic, gamma: float, gae_lambda: float
+        self, observations: ObservationBatch, networks: Networks, gamma: float, gae_lambda: float
     ) -> Transitions:
         """All transitions, with advantages and value targets under the present critic.
 
@@ -336,7 +336,7 @@ class RolloutWindow:
         n_steps = sum(len(rollout.dones) for rollout in self.rollouts)
         return torch.arange(n_steps * n_envs, device=self.newest.dones.device).reshape(n_steps, n_envs).T.reshape(-1)
 
-    def _next_values(self, networks: ActorCritic | NumpyActorCritic, values: Tensor, dones: Tensor) -> Tensor:
+    def _next_values(self, networks: Networks, values: Tensor, dones: Tensor) -> Tensor:
         last = networks.values(self.newest.last_observations).reshape(1, -1)
         # 0 after a terminal step; at a time limit the episode would have gone on from its last observation.
         next_values = torch.where(dones, 0.0, torch.cat([values[1:], last])).reshape(-1)

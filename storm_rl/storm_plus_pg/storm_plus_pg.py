@@ -22,13 +22,12 @@ from storm_rl.common.parameters import check_parts
 from storm_rl.common.policies import StandardisedActorCriticPolicy
 from storm_rl.storm_plus_pg import defaults
 from storm_rl.storm_plus_pg.action_values import ActionValueCritic, sampled_gain, with_control_variate
-from storm_rl.storm_plus_pg.actor_critic import Actor, ActorCritic
+from storm_rl.storm_plus_pg.actor_critic import Actor
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
-from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor, NumpyActorCritic
+from storm_rl.storm_plus_pg.numpy_actor_critic import Networks, NumpyActor
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion, copy_to_parameters, equal_parts
 from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutAlgorithm, RolloutWindow, Transitions
 
-Networks = ActorCritic | NumpyActorCritic
 Weigh = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of a slice of the transitions: their importance weights."""
 

@@ -77,11 +77,10 @@ def test_without_a_transition_to_fit_to_the_critic_stays() -> None:
 
 
 def batch_of(model: STORMPlusPG, n: int, value_of: Any) -> tuple[Transitions, Tensor]:
-    """``n`` visits of one state with actions of the policy, and the exact gradient of the mean of ``value_of``."""
-    policy = model.policy
-    observations = torch.full((n, 1), 0.5) if isinstance(model.observation_space, spaces.Box) else torch.zeros(n).long()
+    """``n`` visits of state 0 with actions of the policy, and the probabilities of these."""
+    observations = torch.zeros(n, dtype=torch.long)
     torch.manual_seed(1)
-    distribution = policy.get_distribution(observations)
+    distribution = model.policy.get_distribution(observations)
     actions = action_values.independent_sample(distribution).detach()
     log_prob = distribution.log_prob(actions).detach()
     zeros = torch.zeros(n)
