@@ -28,17 +28,19 @@ LARGEST_SLOPE = 10.0
 
 
 class ActionValueCritic(nn.Module):
-    r"""An estimate of :math:`Q^\pi(s, a)`, fitted to the transitions of many rollouts, whoever acted.
+    r"""Two estimates of :math:`Q^\pi(s, a)`, fitted to the transitions of many rollouts, whoever acted.
 
-    It is regressed on
+    Two networks, which are regressed on
 
-    .. math:: r + \gamma Q(s', a'), \qquad a' \sim \pi(\cdot | s'),
+    .. math:: r + \gamma Q(s', a'), \quad a' \sim \pi(\cdot | s'), \qquad\text{and}\qquad r + \gamma V(s'),
 
-    without the second term where the episode terminated (fitted Q evaluation: Le, Voloshin, Yue 2019, arXiv
-    1903.08738), from the network of the last update on. Nothing in it depends on the policy that acted, so that old
-    transitions serve as well as new ones. Steps at which a time limit ended an episode are left out.
+    without the second term where the episode terminated. The first is fitted Q evaluation (Le, Voloshin, Yue 2019,
+    arXiv 1903.08738), from the network of the last update on: the smoother one, but it learns of what is far ahead only
+    over many updates. The second sees as far as the state-value critic, and has its errors. Nothing in either depends
+    on the policy that acted, so that old transitions serve as well as new ones. Steps at which a time limit ended an
+    episode are left out.
 
-    The network sees the state-value critic's features, and actions as the environment takes them: Box actions clipped
+    The networks see the state-value critic's features, and actions as the environment takes them: Box actions clipped
     and in units of half their range, choices one-hot.
 
     Args:
@@ -48,15 +50,14 @@ class ActionValueCritic(nn.Module):
     def __init__(self, policy: StandardisedActorCriticPolicy) -> None:
         super().__init__()
         n_inputs = policy.vf_features_extractor.features_dim + spaces.flatdim(policy.action_space)
-        hidden = nn.Linear(n_inputs, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, N_UNITS), nn.ReLU()
-        self.network = nn.Sequential(*hidden, nn.Linear(N_UNITS, 1)).to(policy.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters())
+        self.networks = nn.ModuleList(_network(n_inputs) for _ in range(2)).to(policy.device)
+        self.optimizer = torch.optim.Adam(self.parameters())
 
     @torch.no_grad()
     def values(self, policy: StandardisedActorCriticPolicy, features: Tensor, actions: Tensor) -> Tensor:
-        """Values ``(n,)`` of ``actions``, ``(n, ...)``, in units of the scale of :meth:`fit`."""
-        values: Tensor = self.network(torch.cat([features, environment_units(policy, actions)], dim=1))
-        return values.flatten()
+        """Both estimates, ``(n, 2)``, of ``actions``, ``(n, ...)``, in units of the scale of :meth:`fit`."""
+        inputs = torch.cat([features, environment_units(policy, actions)], dim=1)
+        return torch.cat([network(inputs) for network in self.networks], dim=1)
 
     def fit(
         self,
@@ -67,7 +68,7 @@ class ActionValueCritic(nn.Module):
         minibatches: Callable[[int], Iterator[Tensor]],
         logger: Logger,
     ) -> None:
-        """Fit the network to all rollouts of ``window``, where there is a transition to fit to.
+        """Fit the networks to all rollouts of ``window``, where there is a transition to fit to.
 
         Args:
             networks: Of the policy, at its present parameters.
@@ -91,15 +92,22 @@ class ActionValueCritic(nn.Module):
         with torch.no_grad():
             features = policy.critic_features(concatenate([rollout.observations for rollout in rollouts]))
             actions = torch.cat([rollout.actions for rollout in rollouts])
-            inputs = torch.cat([features, environment_units(policy, actions)], dim=1)[rows]
+            inputs = torch.cat([features, environment_units(policy, actions)], dim=1)
             following = concatenate([rollout.next_observations() for rollout in rollouts])
             next_features, next_actions = policy.critic_features(following), networks.actor(following).distribution()
-        indices, losses = list(minibatches(len(rows))), []
-        n_steps = -(-len(indices) // N_SWEEPS)
-        for start in range(0, len(indices), n_steps):
-            next_values = self.values(policy, next_features, independent_sample(next_actions))
-            targets = (rewards + gamma * torch.where(ends, 0.0, next_values))[rows]
-            losses.append(networks.regress(self.network, self.optimizer, inputs, targets, indices[start:][:n_steps]))
+        by_state = rewards + gamma * torch.where(ends, 0.0, networks.values(following) / scale)
+        steps, losses = [rows[index] for index in minibatches(len(rows))], []
+        n_steps = -(-len(steps) // N_SWEEPS)
+        for start in range(0, len(steps), n_steps):
+            sweep = steps[start : start + n_steps]
+            next_inputs = torch.cat([next_features, environment_units(policy, independent_sample(next_actions))], dim=1)
+            # Only where they are used, which is faster.
+            drawn, by_own = torch.cat(sweep), rewards.clone()
+            with torch.no_grad():
+                own = self.networks[0](next_inputs[drawn]).flatten()
+            by_own[drawn] += gamma * torch.where(ends[drawn], 0.0, own)
+            for network, targets in zip(self.networks, (by_own, by_state), strict=True):
+                losses.append(networks.regress(network, self.optimizer, inputs, targets, sweep))
         check_finite("the action values", torch.tensor(losses))
         logger.record("train/action_value_loss", sum(losses) / len(losses))
 
@@ -107,7 +115,7 @@ class ActionValueCritic(nn.Module):
     def advantages(
         self, policy: StandardisedActorCriticPolicy, distribution: Distribution, batch: Transitions
     ) -> tuple[Tensor, SampledActions]:
-        """Advantages of the actions of ``batch``, ``(n,)``, and of fresh ones of ``distribution`` in its states.
+        """Advantages of the actions of ``batch``, ``(n, 2)``, and of fresh ones of ``distribution``, ``(k, n, 2)``.
 
         The baseline of an action is the mean value of fresh actions, without itself. With gSDE these are independent in
         each state, where acting has one matrix for many.
@@ -143,7 +151,8 @@ def with_control_variate(
     arXiv 1611.02247), but for what its fit owes to the same transitions. With :math:`c < 1` the gradient leans on
     :math:`A_Q`: interpolated policy gradients with :math:`\nu = 1 - c` (Gu et al. 2017, arXiv 1706.00387).
 
-    :math:`\beta` is measured: least squares of :math:`\hat A` on :math:`A_Q`, a fifth too low, for the expectation in
+    :math:`\beta A_Q` stands for :math:`\beta_1 A_{Q_1} + \beta_2 A_{Q_2}` of the two estimates, and :math:`\beta` is
+    measured: least squares of :math:`\hat A`, without negative parts; a fifth too low, for the expectation in
     :math:`A_Q` is itself the mean of four samples. The second sum is the part that the
     action values do not explain, and mostly noise. With its squared norm :math:`R` and the trace :math:`V` of its
     covariance, from the gradients of the batch's parts, it is shrunk as James and Stein (1961) do, cut off at
@@ -157,7 +166,8 @@ def with_control_variate(
         batch: With standardised advantages.
         max_weight: Of importance weights.
         part_gradients: Gradients of a batch's parts, ``(k, n)``, from its advantages alone, and weights.
-        logger: For ``train/action_value_slope``, :math:`\beta`, and ``train/residual_share``, :math:`c`.
+        logger: For ``train/action_value_slope`` and ``train/lookahead_slope``, :math:`\beta_1` and :math:`\beta_2`, and
+            ``train/residual_share``, :math:`c`.
 
     Returns:
         The batch, with what is left of its advantages, and sampled actions.
@@ -165,18 +175,36 @@ def with_control_variate(
     distribution = actor.distribution()
     taken, sampled = critic.advantages(actor.policy, distribution, batch)
     weights = per_step_weights(distribution.log_prob(batch.actions), batch.behaviour_log_prob, max_weight)
-    taken = taken - (weights * taken).mean()
-    square = float((weights * taken.square()).mean())
-    slope = float((weights * taken * batch.advantages).mean()) / square if square > 0.0 else 0.0
-    slope = min(LARGEST_SLOPE, max(0.0, slope))
-    residual = batch._replace(advantages=batch.advantages - slope * taken)
+    taken = taken - (weights[:, None] * taken).mean(dim=0)
+    slopes = nonnegative_slopes(taken, batch.advantages, weights).clamp(max=LARGEST_SLOPE)
+    residual = batch._replace(advantages=batch.advantages - taken @ slopes)
     gradients, _ = part_gradients(residual)
     norm = float(gradients.mean(dim=0).square().sum())
     share = max(0.0, 1.0 - NOISE_FACTOR * covariance_of_mean(gradients, gradients) / norm) if norm > 0.0 else 0.0
-    explained = sampled._replace(advantages=slope * sampled.advantages)
-    logger.record("train/action_value_slope", slope)
+    explained = sampled._replace(advantages=sampled.advantages @ slopes)
+    for name, slope in zip(("action_value_slope", "lookahead_slope"), slopes.tolist(), strict=True):
+        logger.record(f"train/{name}", slope)
     logger.record("train/residual_share", share)
     return residual._replace(advantages=share * residual.advantages, sampled=explained)
+
+
+def nonnegative_slopes(inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The two slopes, none below 0, of the weighted least squares of ``targets``, ``(n,)``, on ``inputs``, ``(n, 2)``.
+
+    Where those of both inputs together are not both positive, the best is that of one alone.
+    """
+    weighted = weights[:, None] * inputs
+    moments, square = weighted.T @ targets, weighted.T @ inputs
+    both: Tensor = torch.linalg.pinv(square, hermitian=True) @ moments
+    if bool((both >= 0.0).all()):
+        return both
+    alone = (moments / square.diagonal().clamp(min=torch.finfo(square.dtype).tiny)).clamp(min=0.0)
+    return torch.where(torch.arange(2, device=alone.device) == (alone * moments).argmax(), alone, 0.0)
+
+
+def _network(n_inputs: int) -> nn.Sequential:
+    hidden = nn.Linear(n_inputs, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, N_UNITS), nn.ReLU()
+    return nn.Sequential(*hidden, nn.Linear(N_UNITS, 1))
 
 
 def sampled_gain(sampled: SampledActions, distribution: Distribution, part: slice, max_weight: float | None) -> Tensor:

@@ -66,7 +66,7 @@ class ActorCritic:
 
     def regress(
         self,
-        network: nn.Sequential,
+        network: nn.Module,
         optimizer: torch.optim.Adam,
         inputs: Tensor,
         targets: Tensor,

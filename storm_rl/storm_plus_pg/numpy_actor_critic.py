@@ -137,7 +137,7 @@ class NumpyActorCritic:
 
     def regress(
         self,
-        network: nn.Sequential,
+        network: nn.Module,
         optimizer: torch.optim.Adam,
         inputs: Tensor,
         targets: Tensor,
