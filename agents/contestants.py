@@ -1,12 +1,15 @@
 """The list of contestants. Each is a name, a label for plots, and a function that builds it for a task."""
 
 import ast
+import contextlib
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
+import gymnasium
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -35,6 +38,7 @@ class Contestant:
         own_environments: Whether its environments are part of its settings, so that no others can stand in.
         build_variant: What builds it with arguments in brackets, where that is not ``build``.
         settings: Where its settings come from, in words, for reports.
+        actions: The kind of action space that it has to have; None: any.
     """
 
     name: str
@@ -43,15 +47,32 @@ class Contestant:
     own_environments: bool = False
     build_variant: Callable[..., BaseAlgorithm] | None = None
     settings: str = ""
+    actions: type[spaces.Space[Any]] | None = None
+
+    def plays(self, task_id: str) -> bool:
+        """Whether it can act in the task; yes where the task cannot be made, which is for others to say."""
+        if self.actions is None:
+            return True
+        try:
+            return isinstance(_action_space(task_id), self.actions)
+        except (gymnasium.error.Error, ImportError):
+            return True
 
 
-def _of_the_zoo(algorithm: str) -> Contestant:
+@cache
+def _action_space(task_id: str) -> spaces.Space[Any]:
+    with contextlib.closing(gymnasium.make(task_id)) as env:
+        return env.action_space
+
+
+def _of_the_zoo(algorithm: str, label: str | None = None, actions: type[spaces.Space[Any]] | None = None) -> Contestant:
     return Contestant(
         f"{algorithm}_zoo",
-        f"{algorithm.upper()} (RL Zoo's settings)",
+        f"{label or algorithm.upper()} (RL Zoo's settings)",
         partial(build_from_zoo, algorithm),
         own_environments=True,
-        settings="RL Zoo's for each task, with its environments and normalisation",
+        settings="RL Zoo's for each task, with its environments and normalisation; SB3's defaults where it has none",
+        actions=actions,
     )
 
 
@@ -69,6 +90,11 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("ppo_default", "PPO (SB3 defaults)", partial(build_model, PPO), settings="SB3's defaults"),
         _of_the_zoo("a2c"),
         _of_the_zoo("trpo"),
+        _of_the_zoo("sac", actions=spaces.Box),
+        _of_the_zoo("tqc", actions=spaces.Box),
+        _of_the_zoo("dqn", actions=spaces.Discrete),
+        _of_the_zoo("qrdqn", "QR-DQN", actions=spaces.Discrete),
+        _of_the_zoo("ars"),
         *(
             Contestant(
                 row.name,
@@ -102,7 +128,7 @@ def get_contestant(name: str) -> Contestant:
     build = partial(contestant.build_variant or contestant.build, **_literals(name, arguments))
     label = f"{contestant.label} [{arguments}"
     settings = f"{contestant.settings}, with [{arguments}"
-    return Contestant(name, label, build, contestant.own_environments, settings=settings)
+    return replace(contestant, name=name, label=label, build=build, build_variant=None, settings=settings)
 
 
 def _literals(name: str, arguments: str) -> dict[str, Any]:

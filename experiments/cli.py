@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from agents import CONTESTANTS
-from envs import TASKS
+from envs import Suite
 from experiments.engines import Engine, dask_workers
 from experiments.files import check_folder, locked, own_folder
 from experiments.report.command import report
@@ -84,7 +84,8 @@ def benchmark(
     agents: Annotated[
         list[str] | None, typer.Option("--agent", help="An agent; give the option once for each.")
     ] = None,
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="A task; all five by default.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="A task; the suite's by default.")] = None,
+    suite: Annotated[Suite, typer.Option(help="Tasks that belong together, in place of --task.")] = Suite.CLASSIC,
     output: Output = Path("runs/benchmark"),
     seeds: Seeds = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
@@ -98,7 +99,9 @@ def benchmark(
     ] = False,
     rerun_broken: RerunBroken = False,
 ) -> None:
-    """Run any agents on any of the benchmark's tasks, by its protocol; STORM+PG and RL Zoo's PPO by default.
+    """Run any agents on any tasks, by the benchmark's protocol; STORM+PG and RL Zoo's PPO on its five by default.
+
+    Tasks whose actions an agent cannot take are left out for it.
 
     A variant of an agent is written with its arguments: --agent "storm_plus_pg[momentum=1.0]".
     """
@@ -106,7 +109,9 @@ def benchmark(
     if everyone and agents:
         raise ValueError("--all is every agent: leave out --agent")
     names = list(CONTESTANTS) if everyone else agents or ["storm_plus_pg", "ppo_zoo"]
-    specs = run_specs(names, tasks or list(TASKS), chosen_seeds, batched)
+    if tasks and suite != Suite.CLASSIC:
+        raise ValueError("--suite is a list of tasks: leave out --task")
+    specs = run_specs(names, tasks or suite.tasks(), chosen_seeds, batched)
     _exit(run_benchmark(specs, output, workers, budget, _engine(engine, scheduler), rerun_broken))
 
 

@@ -130,7 +130,8 @@ class ProtocolCallback(BaseCallback):
         self._env = evaluation_env(self.task, EVALUATION_EPISODES, self.model, self.make_env)
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
+        # ARS does not show them.
+        for info in self.locals.get("infos", ()):
             if "episode" in info:
                 self.episodes["step"].append(self.num_timesteps)
                 self.episodes["return"].append(float(info["episode"]["r"]))

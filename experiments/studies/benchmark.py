@@ -32,9 +32,12 @@ def run_specs(
 ) -> list[RunSpec]:
     """Every agent on every task with every seed, once, in an order in which the agents advance together.
 
+    Tasks whose actions an agent cannot take are left out for it.
+
     Raises:
-        ValueError: Unknown agent or task; seeds that are negative or an evaluation's; a name that is no file's; batched
-            environments for an agent that has its own, or a task that has none.
+        ValueError: Unknown agent or task; an agent that can act in none of the tasks; seeds that are negative or an
+            evaluation's; a name that is no file's; batched environments for an agent that has its own, or a task that
+            has none.
     """
     if any(not 0 <= seed < EVALUATION_SEED for seed in seeds):
         raise ValueError(f"seeds must be from 0 to {EVALUATION_SEED - 1:,}, got {min(seeds)} to {max(seeds)}")
@@ -44,11 +47,16 @@ def run_specs(
     if batched:
         for task in tasks:
             batched_class(get_task(task).id)
+    played = {(agent, get_task(task).id): get_contestant(agent).plays(task) for agent in agents for task in tasks}
+    idle = [agent for agent in agents if not any(played[agent, task] for task in tasks)]
+    if idle:
+        raise ValueError(f"{', '.join(idle)} cannot take the actions of {', '.join(tasks)}: leave out either")
     specs = [
-        RunSpec(get_contestant(agent).name, get_task(task).id, seed, batched)
+        RunSpec(get_contestant(agent).name, task, seed, batched)
         for task in tasks
         for seed in seeds
         for agent in agents
+        if played[agent, task]
     ]
     for spec in specs:
         if "/" in spec.stem or len(spec.stem.encode()) > LONGEST_STEM:

@@ -2,11 +2,12 @@ from importlib.resources import files
 
 import pytest
 import yaml
-from sb3_contrib import TRPO
-from stable_baselines3 import A2C, PPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO
+from stable_baselines3 import A2C, DQN, PPO, SAC
 
 from agents import get_contestant
 from agents.ablations import ABLATIONS
+from agents.zoo import zoo_row
 from envs import TASKS
 from envs.batched import BatchedEnv, make_vec
 from storm_rl import STORMPlusPG
@@ -47,6 +48,54 @@ def test_the_zoos_other_agents_have_its_settings(name: str, algorithm: type) -> 
     assert type(model) is algorithm
     assert (model.n_envs, model.gamma, model.n_steps) == tuple(settings[key] for key in ("n_envs", "gamma", "n_steps"))
     assert (model.get_vec_normalize_env() is not None) == settings.get("normalize", False)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "task_id", "row"),
+    [
+        ("sac", "Hopper-v5", "Hopper-v4"),
+        ("ppo", "Reacher-v5", "Reacher-v2"),
+        ("ppo", "Hopper-v5", "Hopper-v4"),
+        ("tqc", "Reacher-v5", None),
+        ("dqn", "Taxi-v4", None),
+        ("ppo", "default-v1", None),
+        ("ppo", "CartPole-v1", "CartPole-v1"),
+    ],
+)
+def test_zoos_row_for_a_task_is_its_own_or_that_of_another_version(
+    algorithm: str, task_id: str, row: str | None
+) -> None:
+    assert zoo_row(algorithm, task_id) == row
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm", "task_id"),
+    [
+        ("sac_zoo", SAC, "Pendulum-v1"),
+        ("tqc_zoo", TQC, "MountainCarContinuous-v0"),
+        ("dqn_zoo", DQN, "CartPole-v1"),
+        ("qrdqn_zoo", QRDQN, "Acrobot-v1"),
+        ("ars_zoo", ARS, "CartPole-v1"),
+        ("dqn_zoo", DQN, "Taxi-v4"),
+    ],
+)
+def test_value_based_agents_and_random_search_are_the_zoos(name: str, algorithm: type, task_id: str) -> None:
+    sections = yaml.safe_load((files("rl_zoo3") / "hyperparams" / f"{name.removesuffix('_zoo')}.yml").read_text())
+    settings = sections.get(task_id, sections["default"])
+    model = get_contestant(name).build(task_id, 5, None)
+    assert type(model) is algorithm
+    for key in ("batch_size", "gamma", "n_delta", "target_update_interval", "learning_starts"):
+        if key in settings:
+            assert getattr(model, key) == settings[key], key
+    assert model.get_env().envs[0].spec.id == task_id
+
+
+def test_agents_play_what_their_actions_allow() -> None:
+    assert get_contestant("sac_zoo").plays("Pendulum-v1")
+    assert not get_contestant("sac_zoo[gamma=0.9]").plays("CartPole-v1")
+    assert get_contestant("dqn_zoo").plays("CartPole-v1")
+    assert not get_contestant("dqn_zoo").plays("Pendulum-v1")
+    assert all(get_contestant("ppo_zoo").plays(task) for task in TASKS)
 
 
 def test_ppo_default_has_nothing_set_but_seed_and_environments() -> None:

@@ -22,6 +22,7 @@ from experiments.cli import app
 from experiments.execution import run_all
 from experiments.files import locked, write_atomically
 from experiments.hparams import write_hparams
+from experiments.measures import measure
 from experiments.runs import (
     PROTOCOL_VERSION,
     ProtocolCallback,
@@ -31,6 +32,7 @@ from experiments.runs import (
     load_run,
     spec_of,
 )
+from experiments.studies.benchmark import run_specs
 
 QUIET = Console(quiet=True)
 ONE = ["benchmark", "--task", "CartPole-v1", "--agent", "storm_plus_pg"]
@@ -50,6 +52,23 @@ def test_run_is_stored_whole_with_what_the_protocol_asks_for(tmp_path: Path) -> 
     assert not any(" at 0x" in value for value in run["settings"].values())  # Values, not addresses.
     assert run["versions"]["torch"]
     assert list((tmp_path / "tensorboard").rglob("events*"))
+
+
+def test_agents_are_run_on_the_tasks_whose_actions_they_can_take() -> None:
+    specs = run_specs(["dqn_zoo", "sac_zoo", "storm_plus_pg"], ["CartPole-v1", "Pendulum-v1"], [0])
+    assert [(spec.agent, spec.task) for spec in specs] == [
+        ("dqn_zoo", "CartPole-v1"),
+        ("storm_plus_pg", "CartPole-v1"),
+        ("sac_zoo", "Pendulum-v1"),
+        ("storm_plus_pg", "Pendulum-v1"),
+    ]
+
+
+@pytest.mark.parametrize(("agent", "task"), [("ars_zoo", "CartPole-v1"), ("dqn_zoo", "CartPole-v1")])
+def test_agents_without_rollouts_run_by_the_protocol(agent: str, task: str, tmp_path: Path) -> None:
+    run = load_run(execute(RunSpec(agent, task, 0), tmp_path, budget=2_000))
+    assert run["evaluations"]["step"][:2] == [1000, 2000]
+    assert measure(run)["steps_per_second"] > 0.0
 
 
 def test_a_run_that_is_tried_again_has_one_tensorboard_folder(tmp_path: Path) -> None:
@@ -199,6 +218,8 @@ def test_every_run_has_its_session_in_the_hparams_view(tmp_path: Path) -> None:
         (["benchmark", "--engine", "dask"], "--engine dask and --scheduler ADDRESS go together"),
         (["benchmark", "--scheduler", "tcp://127.0.0.1:9"], "--engine dask and --scheduler ADDRESS go together"),
         (["benchmark", "--batched"], "--batched: the environments of ppo_zoo are part of its settings"),
+        (["benchmark", "--task", "CartPole-v1", "--suite", "all"], "--suite is a list of tasks: leave out --task"),
+        ([*ONE[:-1], "sac_zoo"], "sac_zoo cannot take the actions of CartPole-v1: leave out either"),
         (["benchmark", "--all", "--agent", "ppo_zoo"], "--all is every agent: leave out --agent"),
         (["report", "--results", "/nowhere"], "/nowhere holds no finished runs"),
         (["watch", "CartPol-v1"], r"Did you mean CartPole-v1\?"),
