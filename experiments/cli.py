@@ -21,6 +21,7 @@ from experiments.studies.ablations import ablations
 from experiments.studies.action_bounds import action_bounds
 from experiments.studies.agent_check import agent_check
 from experiments.studies.benchmark import run_benchmark, run_specs
+from experiments.studies.certify import certify
 from experiments.studies.confirm_family import confirm_family
 from experiments.studies.fuzz import fuzz
 from experiments.studies.gradient_error import gradient_error
@@ -151,7 +152,9 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
     return alone
 
 
-for study in (ablations, action_bounds, optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz):
+for study in (
+    *(ablations, action_bounds, certify, optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz),
+):
     app.command()(_alone(study))
 
 
