@@ -68,16 +68,16 @@ def _verdict(rows: pd.DataFrame) -> str:
     """Which rows differ from the default beyond chance, in a sentence; empty where there are no intervals."""
     found = _estimates(rows)
     variants = {variant: None for estimates in found.values() for variant in estimates}
-    differ = [
-        variant
-        for variant in variants
-        if any(
-            variant in estimates and not estimates[variant].low <= INTERVALS[name] <= estimates[variant].high
-            for name, estimates in found.items()
-        )
-    ]
+    steps, evaluations = (found.get(name, {}) for name in INTERVALS)
+    verdicts = {
+        "more env steps": [name for name, each in steps.items() if each.low > 1.0],
+        "fewer env steps": [name for name, each in steps.items() if each.high < 1.0],
+        "worse evaluations": [name for name, each in evaluations.items() if each.high < 0.0],
+        "better evaluations": [name for name, each in evaluations.items() if each.low > 0.0],
+    }
+    differ = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names]
     if differ:
-        return f"Beyond chance, these differ: {', '.join(differ)}."
+        return f"Beyond chance, {'; '.join(differ)}."
     return f"None of them differs beyond chance: {', '.join(variants)}." if variants else ""
 
 

@@ -154,8 +154,8 @@ def draw(rows: dict[str, pd.DataFrame], path: Path) -> None:
     """Each seed's mean of all evaluations, a row for each variant, its mean as a tick and the default's as a line."""
     present = pd.concat(rows.values())["agent"].unique()
     agents = [agent for agent in (OURS, *ABLATIONS) if agent in present]
-    columns = min(len(rows), 5)
-    lines = ceil(len(rows) / columns)
+    lines = ceil(len(rows) / 5)
+    columns = ceil(len(rows) / lines)
     size = (3.0 * columns + 2.5, (0.35 * len(agents) + 1.2) * lines)
     figure, panels = new_figure(lines, columns, size, sharey=True)
     for axes, task in zip(panels, rows, strict=False):
@@ -168,6 +168,8 @@ def draw(rows: dict[str, pd.DataFrame], path: Path) -> None:
                 axes.axvline(scores.mean(), color=colour, linewidth=0.8)
         axes.set_title(f"{task}\n{_thousands(rows[task])} env steps", fontsize=10)
         axes.set_xlabel("mean of all evaluations, normalised")
+    for axes in panels[len(rows) :]:
+        axes.remove()
     names = dict(zip((OURS, *ABLATIONS), _names(), strict=True))
     panels[0].set_yticks(range(len(agents)), [names[agent] for agent in agents])
     panels[0].invert_yaxis()

@@ -124,7 +124,13 @@ def test_the_stored_ablation_says_which_parts_make_a_difference(tmp_path: Path) 
     (tmp_path / "ten_seeds.md").write_text(table)
     assert "None of them differs beyond chance: a." in stored_ablation.sections(tmp_path)[0].text
     (tmp_path / "ten_seeds.md").write_text(table + "| b | 1.30 (1.15 to 1.50) |\n")
-    assert "Beyond chance, these differ: b." in stored_ablation.sections(tmp_path)[0].text
+    assert "Beyond chance, more env steps: b." in stored_ablation.sections(tmp_path)[0].text
+    columns = "| variant | times the default's steps | evaluations less the default's |\n"
+    head = columns + "| --- | --- | --- |\n| default |  |  |\n"
+    rows = "| a | 0.80 (0.70 to 0.90) | +0.02 (+0.01 to +0.03) |\n| b | 1.0 (0.9 to 1.1) | -0.02 (-0.03 to -0.01) |\n"
+    (tmp_path / "ten_seeds.md").write_text(head + rows)
+    verdict = "Beyond chance, fewer env steps: a; worse evaluations: b; better evaluations: a."
+    assert verdict in stored_ablation.sections(tmp_path)[0].text
 
 
 def test_the_stored_ablation_is_a_section_of_its_own(folder: Path, tmp_path: Path) -> None:
