@@ -70,7 +70,9 @@ def logged(model: STORMPlusPG, updates: int) -> list[dict[str, float]]:
 
 
 def test_the_step_size_is_the_documented_one_while_no_bound_is_reached() -> None:
-    rows = logged(small(make_vec_env("CartPole-v1", n_envs=2), target_kl=None, reuse_rollouts=2), 5)
+    # Noisy gradients, for which the recursion remembers something.
+    env = make_vec_env("CartPole-v1", n_envs=2)
+    rows = logged(small(env, target_kl=None, reuse_rollouts=2, use_action_values=False), 5)
     assert any(row["train/momentum"] < 0.99 for row in rows)
     total = 0.0
     for row in rows:
@@ -80,7 +82,8 @@ def test_the_step_size_is_the_documented_one_while_no_bound_is_reached() -> None
 
 
 def test_a_step_beyond_its_bound_is_shortened_to_it_and_says_so() -> None:
-    for row in logged(small(make_vec_env("CartPole-v1", n_envs=2), target_kl=1e-6), 3):
+    # Of so few transitions the action values may explain nothing, which leaves no step to be shortened.
+    for row in logged(small(make_vec_env("CartPole-v1", n_envs=2), target_kl=1e-6, use_action_values=False), 3):
         assert row["train/step_bound"] == 1
         quadratic = 0.5 * (row["train/step_size"] * row["train/direction_metric_norm"]) ** 2
         assert quadratic == pytest.approx(1e-6, rel=1e-4)
