@@ -7,7 +7,7 @@ WORKERS ?= 2
 # Of MkDocs's next version, which is another program; constraints.txt pins this one.
 export NO_MKDOCS_2_WARNING := 1
 
-# Off-policy agents take 100 to 200 env steps a second: they are run by name.
+# Off-policy agents take many times as long: they are run by name.
 PUBLISHED = storm_plus_pg ppo_zoo ppo_default a2c_zoo trpo_zoo svrpg gpomdp srvrpg stormpg pagepg defpg
 
 .PHONY: help benchmark benchmark-full test test-fast check format docs docs-serve dist test-wheel clean

@@ -95,12 +95,7 @@ def certify(
     for part in torch.split(torch.arange(problem.size), N_STATES):
         low, high = problem.box(radius, part)
         parts.append(problem.network.upper_bounds(low, high, objectives[part], n_steps))
-    bounds = torch.cat(parts)
-    if problem.discrete:
-        return Certificate(-bounds.amax(dim=1).numpy(), None)
-    centre = (objectives * problem.outputs()[:, None]).sum(dim=2)
-    up, down = (bounds - centre).clamp(min=0.0).chunk(2, dim=1)
-    return Certificate(None, (torch.maximum(up, down) * problem.action_unit).numpy())
+    return problem.certificate(torch.cat(parts))
 
 
 def largest_radius(
@@ -152,11 +147,7 @@ def attack(
         best = torch.maximum(best, gains.detach())
         move = (high - low) * gradient.sign() / (2.0 if step == 0 else 10.0)
         inputs = torch.minimum(torch.maximum(inputs.detach() + move, low), high)
-    if problem.discrete:
-        return Certificate(-best.amax(dim=1).numpy(), None)
-    centre = (objectives * problem.outputs()[:, None]).sum(dim=2)
-    up, down = (best - centre).chunk(2, dim=1)
-    return Certificate(None, (torch.maximum(up, down) * problem.action_unit).numpy())
+    return problem.certificate(best)
 
 
 class BoundedNetwork:
@@ -349,6 +340,14 @@ class _Problem:
         chosen = outputs.argmax(dim=1)
         others = torch.stack([torch.cat([eye[:choice], eye[choice + 1 :]]) for choice in chosen])
         return others - eye[chosen][:, None]
+
+    def certificate(self, largest: Tensor) -> Certificate:
+        """What follows from the largest values of :meth:`objectives`, ``(n, m)``, bounded or found."""
+        if self.discrete:
+            return Certificate(-largest.amax(dim=1).numpy(), None)
+        centre = (self.objectives() * self.outputs()[:, None]).sum(dim=2)
+        up, down = (largest - centre).clamp(min=0.0).chunk(2, dim=1)
+        return Certificate(None, (torch.maximum(up, down) * self.action_unit).numpy())
 
 
 def _radii(epsilon: float | npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:

@@ -182,8 +182,8 @@ def with_control_variate(
     norm = float(gradients.mean(dim=0).square().sum())
     share = max(0.0, 1.0 - NOISE_FACTOR * covariance_of_mean(gradients, gradients) / norm) if norm > 0.0 else 0.0
     explained = sampled._replace(advantages=sampled.advantages @ slopes)
-    for name, slope in zip(("action_value_slope", "lookahead_slope"), slopes.tolist(), strict=True):
-        logger.record(f"train/{name}", slope)
+    logger.record("train/action_value_slope", float(slopes[0]))
+    logger.record("train/lookahead_slope", float(slopes[1]))
     logger.record("train/residual_share", share)
     return residual._replace(advantages=share * residual.advantages, sampled=explained)
 
