@@ -39,6 +39,7 @@ class Contestant:
         build_variant: What builds it with arguments in brackets, where that is not ``build``.
         settings: Where its settings come from, in words, for reports.
         actions: The kind of action space that it has to have; None: any.
+        tuned: Whether its settings are chosen task by task.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Contestant:
     build_variant: Callable[..., BaseAlgorithm] | None = None
     settings: str = ""
     actions: type[spaces.Space[Any]] | None = None
+    tuned: bool = False
 
     def plays(self, task_id: str) -> bool:
         """Whether it can act in the task; yes where the task cannot be made, which is for others to say."""
@@ -73,6 +75,7 @@ def _of_the_zoo(algorithm: str, label: str | None = None, actions: type[spaces.S
         own_environments=True,
         settings="RL Zoo's for each task, with its environments and normalisation; SB3's defaults where it has none",
         actions=actions,
+        tuned=True,
     )
 
 
@@ -101,6 +104,7 @@ CONTESTANTS: dict[str, Contestant] = {
                 row.algorithm.__name__,
                 partial(build_model, row.algorithm),
                 settings="the best of a search for each of the benchmark's tasks",
+                tuned=True,
             )
             for row in _SIBLINGS
         ),

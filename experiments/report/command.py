@@ -71,7 +71,8 @@ def build(study: Study, failed: dict[str, str], ablations: Path) -> Report:
         sections.append(Section("Summary", "\n".join(f"- {fact.sentence}" for fact in facts)))
     if OURS in study.agents:
         sections += stored_ablation.sections(ablations)
-    sections += [_steps(study), _learning_curves(study), _over_tasks(study), _returns(study), _time(study)]
+    sections += [_steps(study), _learning_curves(study), _task_by_task(study), _over_tasks(study), _returns(study)]
+    sections.append(_time(study))
     if study.variants:
         sections.append(_variants(study))
     sections.append(_runs(study, failed))
@@ -146,6 +147,34 @@ def _learning_curves(study: Study) -> Section:
     )
 
 
+def _task_by_task(study: Study) -> Section:
+    agents = study.agents
+    return Section(
+        "Task by task",
+        "Which agent is best where? By the area under the evaluation curve: the mean of the normalised return over the "
+        "budget, which rewards learning early and keeping it.",
+        [
+            *_figure(
+                "heat_map",
+                partial(figures.heat_map, study, agents),
+                "Normalised area under the evaluation curve, by task and agent",
+                "Interquartile mean over seeds; 1 is the return that counts as 1 from the first env step on. Framed: "
+                "the best on the task. `-`: not run.",
+            ),
+            *(
+                Table(
+                    tables.ranking(study, agents, task),
+                    f"{task.id}, by area.",
+                    folded=True,
+                    note=f"Area: interquartile mean over seeds. Env steps: median over seeds. {REACHED} Final return "
+                    f"and seconds: median [lowest, highest]. {INTERVALS}",
+                )
+                for task in study.tasks
+            ),
+        ],
+    )
+
+
 def _over_tasks(study: Study) -> Section:
     agents = study.agents
     left_out = [label(name) for name in agents if name not in study.complete(agents)]
@@ -175,6 +204,12 @@ def _over_tasks(study: Study) -> Section:
                 tables.improvement(study, agents),
                 f"Probability that a seed of the agent beats one of {reference} on the same task (Mann-Whitney, ties "
                 f"one half), mean over tasks. {INTERVALS}",
+            ),
+            Table(
+                tables.against_the_best(study, agents),
+                "Probability that a seed of an agent without settings for each task beats one of the best agent that "
+                "has them: on each task and measure the one of the best median, by these very runs, which favours it. "
+                f"{INTERVALS}",
             ),
         ],
     )

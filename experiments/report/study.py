@@ -78,6 +78,20 @@ class Study:
         tasks = self.tasks if tasks is None else tasks
         return [self.of_task(agent, task)[measure].to_numpy(dtype=np.float64) for task in tasks]
 
+    def best_tuned(self, measure: str, task: Task) -> str | None:
+        """The agent of the best median there, of those with settings for each task; None if none ran on it.
+
+        Measures of which less is better are those of steps. It is chosen by the runs that it is compared on, which
+        favours it.
+        """
+        sign = -1.0 if measure == "steps_to_threshold" else 1.0
+        medians = {
+            name: sign * self.of_task(name, task)[measure].median()
+            for name in self.agents
+            if get_contestant(unmarked(name)).tuned and len(self.of_task(name, task))
+        }
+        return max(medians, key=lambda name: medians[name], default=None)
+
     def learned(self, *agents: str) -> list[Task]:
         """The tasks whose threshold more than half of each agent's seeds reach: no median there hangs on a budget."""
         return [task for task in self.tasks if all(self.of_task(name, task)["reached"].mean() > 0.5 for name in agents)]

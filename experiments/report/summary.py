@@ -143,11 +143,8 @@ def _why_not(study: Study, task: Task, reference: str) -> str:
 def _by_pairs(study: Study, reference: str) -> Fact:
     verdicts: dict[str, list[str]] = {"fewer": [], "level": [], "more": []}
     for task in study.tasks:
-        # Runs that never reached it have the budget here: later than any that did.
-        ours, theirs = (study.samples(name, "steps_to_threshold", [task])[0] for name in (OURS, reference))
-        test = mannwhitneyu(ours, theirs)
-        lower = test.statistic < len(ours) * len(theirs) / 2
-        verdicts["level" if test.pvalue >= SIGNIFICANCE else "fewer" if lower else "more"].append(task.id)
+        test, lower = _steps_test(study, reference, task)
+        verdicts["level" if test >= SIGNIFICANCE else "fewer" if lower else "more"].append(task.id)
     texts = {
         "fewer": "fewer steps on",
         "level": "a difference that chance explains on",
@@ -161,6 +158,20 @@ def _by_pairs(study: Study, reference: str) -> Fact:
         f"Against {short(reference)} STORM+PG has **{'; '.join(parts)}** (two-sided Mann-Whitney test of all seeds, "
         f"p < {SIGNIFICANCE:g}).",
     )
+
+
+def more_steps(study: Study, reference: str, task: Task) -> bool:
+    """Whether STORM+PG needs more steps than the reference there, beyond chance."""
+    p_value, lower = _steps_test(study, reference, task)
+    return p_value < SIGNIFICANCE and not lower
+
+
+def _steps_test(study: Study, reference: str, task: Task) -> tuple[float, bool]:
+    """The p-value of a difference in steps to the threshold, and whether STORM+PG has fewer."""
+    # Runs that never reached it have the budget here: later than any that did.
+    ours, theirs = (study.samples(name, "steps_to_threshold", [task])[0] for name in (OURS, reference))
+    test = mannwhitneyu(ours, theirs)
+    return float(test.pvalue), bool(test.statistic < len(ours) * len(theirs) / 2)
 
 
 def _rivals(study: Study) -> list[Fact]:

@@ -110,6 +110,46 @@ def improvement(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     )
 
 
+def against_the_best(study: Study, agents: Sequence[str]) -> pd.DataFrame:
+    """Probability that a seed of an agent without settings for each task beats the best agent that has them.
+
+    For each measure over all tasks, and that of fewer steps on each task, with the best one's name.
+    """
+    untuned = [name for name in study.complete(agents) if not get_contestant(unmarked(name)).tuned]
+    if not untuned or any(study.best_tuned(measure, task) is None for measure in COMPARED for task in study.tasks):
+        return pd.DataFrame()
+    table = []
+    for name in untuned:
+        row = {"agent": label(name)}
+        row |= {NAMES[each]: interval(improved(study, each, name, None, tuple(study.tasks))) for each in COMPARED}
+        for task in study.tasks:
+            best = study.best_tuned("steps_to_threshold", task)
+            estimated = interval(improved(study, "steps_to_threshold", name, None, (task,)))
+            row[f"steps: {task.id}"] = f"{estimated} ({short(best or '')})"
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def ranking(study: Study, agents: Sequence[str], task: Task) -> pd.DataFrame:
+    """The agents that ran on the task, by the area under their evaluation curves."""
+    ran = [name for name in agents if len(study.of_task(name, task))]
+    scores = {name: estimate(iqm, study.samples(name, "evaluation_score", [task])) for name in ran}
+    ordered = sorted(ran, key=lambda name: -scores[name].value)
+    columns = {
+        "env steps to the threshold": steps(study, ordered),
+        "final return": medians(study, ordered, "final_return", 1),
+        "seconds of training": medians(study, ordered, "learn_seconds"),
+    }
+    return pd.DataFrame(
+        {
+            "agent": [label(name) for name in ordered],
+            "seeds": [str(len(study.of_task(name, task))) for name in ordered],
+            "area, normalised": [interval(scores[name]) for name in ordered],
+            **{name: column[task.id] for name, column in columns.items()},
+        }
+    )
+
+
 def fewer_steps(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     """Probability that a seed of the agent needs fewer steps than one of the reference, on each task."""
     reference = study.reference
@@ -221,14 +261,22 @@ def pooled(study: Study, score: str, name: str) -> Estimate:
 
 
 @cache
-def improved(study: Study, measure: str, name: str, reference: str, tasks: tuple[Task, ...]) -> Estimate:
+def improved(study: Study, measure: str, name: str, reference: str | None, tasks: tuple[Task, ...]) -> Estimate:
     """Probability of improvement over ``reference`` on that measure, mean over ``tasks``.
 
-    A run that never reached the threshold counts as later than any that did, and ties with another such.
+    None: over the best tuned agent of each task. A run that never reached the threshold counts as later than any that
+    did, and ties with another such.
     """
     sign = COMPARED[measure]
-    samples = (study.samples(agent, measure, tasks) for agent in (name, reference))
-    ours, theirs = ([sign * array for array in arrays] for arrays in samples)
+    ours = [sign * array for array in study.samples(name, measure, tasks)]
+    others = [study.best_tuned(measure, task) if reference is None else reference for task in tasks]
+    if None in others:
+        raise ValueError(f"no tuned agent ran on {tasks[others.index(None)].id}")
+    theirs = [
+        sign * study.samples(other, measure, [task])[0]
+        for other, task in zip(others, tasks, strict=True)
+        if other is not None
+    ]
     return estimate(probability_of_improvement, ours, theirs)
 
 

@@ -56,6 +56,39 @@ def test_tables_hold_what_the_runs_say(folder: Path) -> None:
     assert ratios["geometric mean"].startswith("2.83 [")
 
 
+def test_ranking_and_heat_map_go_by_the_area(folder: Path) -> None:
+    study = Study.of(load_runs(folder))
+    rows = tables.ranking(study, study.agents, get_task("CartPole-v1"))
+    assert rows["agent"].tolist() == ["STORM+PG", "SVRPG", "PPO (RL Zoo's settings)"]
+    assert rows["env steps to the threshold"].tolist() == ["5,000", "50,000", "20,000 (2 of 3)"]
+    assert len(tables.ranking(study, study.agents, get_task("Acrobot-v1"))) == 2
+    (axes,) = figures.heat_map(study, study.agents).axes
+    cells = [text.get_text() for text in axes.texts]
+    assert float(cells[0]) > float(cells[2]) > float(cells[1])
+    assert cells[5] == "-"  # SVRPG on Acrobot.
+    assert {patch.get_xy() for patch in axes.patches} == {(0, 0), (0, 1)}
+
+
+def test_the_best_tuned_agent_is_another_one_on_each_task_and_measure(folder: Path, store: Store) -> None:
+    for seed in range(3):
+        store("a2c_zoo", "Acrobot-v1", seed, 4_000)
+        store("a2c_zoo", "CartPole-v1", seed, 90_000)
+        store("ppo_default", "Acrobot-v1", seed, 2_000)  # As untuned as ours.
+    study = Study.of(load_runs(folder))
+    assert study.best_tuned("steps_to_threshold", get_task("Acrobot-v1")) == "a2c_zoo"
+    assert study.best_tuned("evaluation_score", get_task("CartPole-v1")) == "ppo_zoo"
+    assert study.best_tuned("steps_to_threshold", get_task("Pendulum-v1")) is None
+    (row,) = tables.against_the_best(study, study.agents).to_dict("records")
+    assert row["agent"] == "STORM+PG"
+    assert row["steps: CartPole-v1"].endswith("(PPO)")
+    assert row["steps: CartPole-v1"].startswith("1.00 [")
+    assert row["steps: Acrobot-v1"].endswith("(A2C)")
+    assert row["steps: Acrobot-v1"].startswith("0.00 [")
+    assert row["steps to threshold"].startswith("0.50 [")
+    with pytest.raises(ValueError, match="no tuned agent ran on Pendulum-v1"):
+        tables.improved(study, "final_score", "storm_plus_pg", None, (get_task("Pendulum-v1"),))
+
+
 def test_a_ratio_never_hangs_on_a_budget(folder: Path, store: Store) -> None:
     for seed, hit in enumerate((20_000, None, None)):
         store("ppo_zoo", "MountainCar-v0", seed, hit)
