@@ -12,7 +12,7 @@ from storm_rl.common.importance_weights import check_mask, per_decision_weights,
 from storm_rl.optim.recursion import squared_norm, storm_plus_momentum
 from storm_rl.storm_plus_pg.actor_critic import Actor
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor
-from storm_rl.storm_plus_pg.recursion import PolicyRecursion
+from storm_rl.storm_plus_pg.recursion import STEP_MEMORY, PolicyRecursion
 from storm_rl.storm_plus_pg.rollouts import Transitions
 from storm_rl.storm_plus_pg.storm_plus_pg import STORMPlusPG, Weigh
 
@@ -20,6 +20,7 @@ Momentum = Literal["measured", "storm+"] | float
 
 PAPER: dict[str, Any] = {
     "momentum": "storm+",
+    "step_memory": None,
     "metric": "euclidean",
     "target_kl": None,
     "reuse_rollouts": 1,
@@ -36,6 +37,7 @@ class STORMPlusPGVariant(STORMPlusPG):
         env: Likewise.
         momentum: ``"measured"``; ``"storm+"`` for the paper's schedule; or a constant in (0, 1]; 1 switches the
             recursion off.
+        step_memory: Updates that the sum behind STORM+'s step size remembers; None: all, as in the paper.
         step_kl: A number: every step has this quadratic KL in nats, in place of STORM+'s step size.
         corrected: False leaves the gradient difference :math:`d_{t-1} - g'_t` out, which is plain momentum,
             :math:`d_t = a_t g_t + (1 - a_t) d_{t-1}`.
@@ -60,6 +62,7 @@ class STORMPlusPGVariant(STORMPlusPG):
         env: GymEnv | str | None,
         *,
         momentum: Momentum = "measured",
+        step_memory: float | None = STORMPlusPG.step_memory,
         step_kl: float | None = None,
         corrected: bool = True,
         weights: Literal["per_step", "per_decision", "trajectory"] = "per_step",
@@ -70,6 +73,7 @@ class STORMPlusPGVariant(STORMPlusPG):
         **kwargs: Any,
     ) -> None:
         self.momentum = momentum
+        self.step_memory = step_memory
         self.step_kl = step_kl
         self.corrected = corrected
         self.weights = weights
@@ -84,6 +88,8 @@ class STORMPlusPGVariant(STORMPlusPG):
         if not isinstance(self.momentum, str):
             check_range("momentum", self.momentum, 0.0, 1.0, low_included=False)
         check_range("advantage_floor", self.advantage_floor, 0.0, 1.0)
+        if self.step_memory is not None:
+            check_range("step_memory (None for all updates)", self.step_memory, 1.0)
         if self.step_kl is not None:
             check_range("step_kl (None for STORM+'s step size)", self.step_kl, 0.0, low_included=False)
         self.fisher_rollouts = check_integer("fisher_rollouts", self.fisher_rollouts, 1)
@@ -107,8 +113,8 @@ class STORMPlusPGVariant(STORMPlusPG):
 
     def _make_recursion(self) -> PolicyRecursion:
         if self.momentum == "measured":
-            return PolicyRecursion() if self.corrected else PlainMomentum()
-        return ScheduledMomentum(self.momentum) if self.corrected else PlainScheduledMomentum(self.momentum)
+            return (PolicyRecursion if self.corrected else PlainMomentum)(self.step_memory)
+        return (ScheduledMomentum if self.corrected else PlainScheduledMomentum)(self.momentum, self.step_memory)
 
     def _natural_direction(self, recent: Actor | NumpyActor, direction: Tensor) -> Tensor:
         return direction if self.metric == "euclidean" else super()._natural_direction(recent, direction)
@@ -142,6 +148,7 @@ class ScheduledMomentum(PolicyRecursion):
     Args:
         rule: ``"storm+"``: the paper's schedule, ``a_{t+1} = (1 + sum ||g_i||^2)^(-2/3)``. A number in (0, 1]: constant
             (STORM-PG, Yuan et al. 2020); 1 forgets the past.
+        step_memory: As of the base.
 
     Raises:
         ValueError: A number outside its range.
@@ -149,11 +156,11 @@ class ScheduledMomentum(PolicyRecursion):
 
     state_names: ClassVar[tuple[str, ...]] = (*PolicyRecursion.state_names, "sum_squared_gradients")
 
-    def __init__(self, rule: Literal["storm+"] | float) -> None:
+    def __init__(self, rule: Literal["storm+"] | float, step_memory: float | None = STEP_MEMORY) -> None:
         known = rule == "storm+" if isinstance(rule, str) else 0.0 < rule <= 1.0
         if not known:
             raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {rule!r}')
-        super().__init__()
+        super().__init__(step_memory)
         self.rule = rule
         self.sum_squared_gradients = 0.0
 

@@ -97,6 +97,7 @@ def test_small_advantages_are_not_blown_up_to_unit_scale() -> None:
         ({"fisher_states": 2}, "fisher_states"),
         ({"momentum": 2.0}, "momentum must be"),
         ({"momentum": "adam"}, "momentum must be"),
+        ({"step_memory": 0.5}, "step_memory .*must be"),
         ({"step_kl": 0.0}, "step_kl .*must be greater than 0"),
     ],
 )

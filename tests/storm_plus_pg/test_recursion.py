@@ -15,16 +15,26 @@ def started(direction: Tensor) -> PolicyRecursion:
     return recursion
 
 
-def test_step_size_divides_by_the_momentum_of_each_direction() -> None:
-    recursion = PolicyRecursion()
+@pytest.mark.parametrize(("step_memory", "kept"), [(30.0, 29.0 / 30.0), (None, 1.0)])
+def test_step_size_divides_by_the_momentum_of_each_direction(step_memory: float | None, kept: float) -> None:
+    recursion = PolicyRecursion(step_memory)
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     for _ in range(4):
         parts, parts_previous = torch.randn(2, 5, 4, generator=generator)
         recursion.next_direction(torch.zeros(4), parts, parts + 0.1 * parts_previous)
-        total += 2.0 / max(recursion.momentum, 0.1)
+        total = kept * total + 2.0 / max(recursion.momentum, 0.1)
         assert recursion.next_step_size(2.0) == pytest.approx(total ** (-1.0 / 3.0), rel=1e-12)
     assert recursion.momentum < 1.0
+
+
+def test_steps_follow_gradients_that_shrink() -> None:
+    # With a sum of all of them, as in the paper, the last step would be shorter than the first.
+    recursion, step_sizes = PolicyRecursion(), []
+    for update in range(200):
+        recursion.next_direction(torch.zeros(4), torch.ones(2, 4), None)
+        step_sizes.append(recursion.next_step_size(1.0 if update < 5 else 1e-3))
+    assert step_sizes[-1] > 2.0 * step_sizes[0] > 2.0 * step_sizes[5]
 
 
 def measured(noise: float, common: float, error: float, updates: int = 60) -> float:
