@@ -12,7 +12,7 @@ from storm_rl.common.importance_weights import check_mask, per_decision_weights,
 from storm_rl.optim.recursion import squared_norm, storm_plus_momentum
 from storm_rl.storm_plus_pg.actor_critic import Actor
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActor
-from storm_rl.storm_plus_pg.recursion import STEP_MEMORY, PolicyRecursion
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 from storm_rl.storm_plus_pg.rollouts import Transitions
 from storm_rl.storm_plus_pg.storm_plus_pg import STORMPlusPG, Weigh
 
@@ -20,7 +20,6 @@ Momentum = Literal["measured", "storm+"] | float
 
 PAPER: dict[str, Any] = {
     "momentum": "storm+",
-    "step_memory": None,
     "metric": "euclidean",
     "target_kl": None,
     "reuse_rollouts": 1,
@@ -156,7 +155,7 @@ class ScheduledMomentum(PolicyRecursion):
 
     state_names: ClassVar[tuple[str, ...]] = (*PolicyRecursion.state_names, "sum_squared_gradients")
 
-    def __init__(self, rule: Literal["storm+"] | float, step_memory: float | None = STEP_MEMORY) -> None:
+    def __init__(self, rule: Literal["storm+"] | float, step_memory: float | None = None) -> None:
         known = rule == "storm+" if isinstance(rule, str) else 0.0 < rule <= 1.0
         if not known:
             raise ValueError(f'momentum must be "measured", "storm+" or a number in (0, 1], got {rule!r}')

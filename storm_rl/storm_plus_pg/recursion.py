@@ -18,10 +18,8 @@ from storm_rl.optim.recursion import recursive_direction, squared_norm, storm_pl
 # Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
 # of the error is a small difference of large numbers.
 ERROR_MEMORY = 0.8
-# A measured momentum may be 0 for a while, and the sum behind the step size is long to forget what it is divided by.
+# A measured momentum may be 0 for a while, and the sum behind the step size never forgets what it is divided by.
 LEAST_DIVISOR = 0.1
-# Updates that the sum behind the step size remembers: the policy's data change, and gradients with them.
-STEP_MEMORY = 30.0
 
 
 class InputChange(NamedTuple):
@@ -137,18 +135,17 @@ class PolicyRecursion:
 
     .. math::
         d_t &= g_t + (1 - a_t) (d_{t-1} - g'_t), \qquad d_1 = g_1 \\
-        \eta_t &= \Big( \sum_{i \le t} (1 - 1/n)^{t-i} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
+        \eta_t &= \Big( \sum_{i \le t} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
 
     with :math:`g'_t` the gradient at the previous parameters on the data of :math:`g_t`, and :math:`M` the metric of
     the step, in which :math:`\eta_t` has no unit. The paper (see :mod:`storm_rl.optim.recursion`) has :math:`M = I`, a
-    schedule of :math:`a_t`, :math:`b_i = a_{i+1}`, and a sum that forgets nothing, :math:`n = \infty`: its problem is
-    the same for ever, and its steps shrink. Here :math:`a_t` is measured (:meth:`next_momentum`), so that the next one
-    is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
+    schedule of :math:`a_t`, and :math:`b_i = a_{i+1}`. Here :math:`a_t` is measured (:meth:`next_momentum`), so that
+    the next one is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
 
     Gradients come as those of ``k`` independent parts of the window of rollouts, ``(k, n)``; their mean is ``g_t``.
 
     Args:
-        step_memory: ``n``, in updates; None for a sum that forgets nothing.
+        step_memory: ``n``: the terms of the sum in :math:`\eta_t` weigh :math:`(1 - 1/n)^{t-i}`. None: 1, as above.
 
     Attributes:
         direction: ``d_t`` of the last update; None before the first.
@@ -162,7 +159,7 @@ class PolicyRecursion:
         *("error_sums", "error_weight", "sum_weighted_directions"),
     )
 
-    def __init__(self, step_memory: float | None = STEP_MEMORY) -> None:
+    def __init__(self, step_memory: float | None = None) -> None:
         self.step_memory = step_memory
         self._parameters: list[nn.Parameter] = []
         self.direction: Tensor | None = None

@@ -25,7 +25,7 @@ from storm_rl.storm_plus_pg.action_values import ActionValueCritic, sampled_gain
 from storm_rl.storm_plus_pg.actor_critic import Actor
 from storm_rl.storm_plus_pg.metric import FisherMetric, mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import Networks, NumpyActor
-from storm_rl.storm_plus_pg.recursion import STEP_MEMORY, PolicyRecursion, copy_to_parameters, equal_parts
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion, copy_to_parameters, equal_parts
 from storm_rl.storm_plus_pg.rollouts import DiscountedReturnStatistics, RolloutAlgorithm, RolloutWindow, Transitions
 
 Weigh = Callable[[Tensor, slice], Tensor]
@@ -97,11 +97,11 @@ class STORMPlusPG(RolloutAlgorithm):
     attribute_of: ClassVar = {**RolloutAlgorithm.attribute_of, "critic_learning_rate": "learning_rate"}
     # What the repository's variants change as well: rollouts whose states the Fisher matrix covers, and states in all;
     # least divisor of advantages as a share of the return's scale, so that noise stays small where actions are equal;
-    # updates that the step size remembers.
+    # updates that the sum behind the step size remembers, None for all.
     fisher_rollouts = 8
     fisher_states: int | None = None
     advantage_floor = 0.1
-    step_memory: float | None = STEP_MEMORY
+    step_memory: float | None = None
     action_values: ActionValueCritic | None = None
 
     def __init__(

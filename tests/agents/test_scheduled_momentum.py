@@ -7,7 +7,7 @@ from agents.variants import PlainMomentum, ScheduledMomentum, STORMPlusPGVariant
 
 
 def test_three_updates_follow_the_papers_equations() -> None:
-    recursion = ScheduledMomentum("storm+", step_memory=None)
+    recursion = ScheduledMomentum("storm+")
     sum_g, sum_d, d = 0.0, 0.0, None
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -34,7 +34,7 @@ def test_momentum_one_is_the_plain_gradient() -> None:
 
 
 def test_a_constant_momentum_is_the_divisor_of_every_direction() -> None:
-    recursion = ScheduledMomentum(0.4, step_memory=None)
+    recursion = ScheduledMomentum(0.4)
     parts = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     for update, gradients in enumerate(parts, start=1):
         recursion.next_direction(torch.zeros(4), gradients, gradients)

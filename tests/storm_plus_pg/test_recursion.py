@@ -28,9 +28,9 @@ def test_step_size_divides_by_the_momentum_of_each_direction(step_memory: float 
     assert recursion.momentum < 1.0
 
 
-def test_steps_follow_gradients_that_shrink() -> None:
+def test_with_a_memory_steps_follow_gradients_that_shrink() -> None:
     # With a sum of all of them, as in the paper, the last step would be shorter than the first.
-    recursion, step_sizes = PolicyRecursion(), []
+    recursion, step_sizes = PolicyRecursion(step_memory=30.0), []
     for update in range(200):
         recursion.next_direction(torch.zeros(4), torch.ones(2, 4), None)
         step_sizes.append(recursion.next_step_size(1.0 if update < 5 else 1e-3))
