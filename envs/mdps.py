@@ -251,3 +251,30 @@ def river_swim(n_states: int = 5, horizon: int = 10, gamma: float = 1.0) -> Enum
     initial = torch.zeros(n_states, dtype=torch.float64)
     initial[0] = 1.0
     return EnumerableMDP(initial, transitions, rewards, torch.zeros(n_states, dtype=torch.bool), horizon, gamma)
+
+
+def agreement(n_steps: int = 3) -> tuple[EnumerableMDP, Tensor]:
+    """Two actions a step; a reward of 1 at the end if all were the same. With what a policy may see: the step alone.
+
+    State 0 is the first, ``2 k - 1 + a`` follows k actions ``a``, and the last is terminal, after all steps or the
+    first other action. A policy with logits of the step, ``logits[seen]``, has a saddle where all chances are even: a
+    change of one step's chances alone is worth nothing there, and of several together it is.
+
+    Returns:
+        The MDP, and the step of each state, shape ``(n_states,)``.
+    """
+    if n_steps < 2:
+        raise ValueError(f"n_steps must be at least 2, got {n_steps}")
+    end = 2 * n_steps - 1
+    transitions = torch.zeros(2 * n_steps, 2, 2 * n_steps, dtype=torch.float64)
+    rewards = torch.zeros_like(transitions)
+    seen = torch.tensor([min((state + 1) // 2, n_steps - 1) for state in range(2 * n_steps)])
+    for state, action in itertools.product(range(2 * n_steps), range(2)):
+        taken = int(seen[state])
+        agrees = state == 0 or (state != end and (state - 1) % 2 == action)
+        transitions[state, action, 2 * taken + 1 + action if agrees and taken < n_steps - 1 else end] = 1.0
+        rewards[state, action, end] = float(agrees and taken == n_steps - 1)
+    initial = torch.zeros(2 * n_steps, dtype=torch.float64)
+    initial[0] = 1.0
+    terminal = torch.arange(2 * n_steps) == end
+    return EnumerableMDP(initial, transitions, rewards, terminal, n_steps, 1.0), seen
