@@ -11,6 +11,7 @@ begins, is at a saddle. All gradients are exact.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -80,9 +81,10 @@ PROBLEMS: dict[str, tuple[Callable[[int, torch.Generator], Problem], tuple[int, 
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
     # One over the largest curvature of the first two problems.
     "gradient descent": lambda parameters: torch.optim.SGD(parameters, lr=1.0),
-    "STORM+": STORMPlus,
-    "STORM": STORM,
-    "META-STORM": MetaSTORM,
+    # Nothing is drawn within a step that would have to be replayed.
+    "STORM+": partial(STORMPlus, replay=False),
+    "STORM": partial(STORM, replay=False),
+    "META-STORM": partial(MetaSTORM, replay=False),
 }
 ESCAPE: dict[str, Any] = {"max_gradient_norm": 0.01, "min_curvature": 0.005, "step_length": 0.1}
 
@@ -155,7 +157,7 @@ def summary(rows: pd.DataFrame) -> str:
     pairs = cells.unstack("escape", sort=False)
     text = (pairs[False] + " / " + pairs[True]).unstack("optimizer", sort=False).reset_index()
     text["size"] = text["size"].astype(str)
-    settings = ", ".join(f"`{name}={value}`" for name, value in ESCAPE.items())
+    settings = ", ".join(f"{name}={value}" for name, value in ESCAPE.items())
     explanation = (
         f"Gradients until the loss is low, without / with `SaddleEscape({settings})`, those of its searches counted; "
         f"median of {seeds} starts. In brackets how many got there within {most:,} gradients, where not all did; `-`: "
@@ -192,5 +194,5 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(PROBLEMS[name][2])
     panels[0].set_ylabel("gradients")
-    panels[-1].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     save(figure, path)
