@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -156,6 +157,10 @@ class EnumerableEnv(gym.Env[np.int64, np.int64]):
         self.mdp = mdp
         self.observation_space = gym.spaces.Discrete(mdp.n_states)
         self.action_space = gym.spaces.Discrete(mdp.n_actions)
+        # Indexing numpy's arrays takes a tenth of the time of torch's.
+        self._initial, self._transitions, self._rewards, self._terminal = (
+            tensor.numpy() for tensor in (mdp.initial, mdp.transitions, mdp.rewards, mdp.terminal)
+        )
         self._state = np.int64(0)
         self._steps = 0
 
@@ -164,21 +169,21 @@ class EnumerableEnv(gym.Env[np.int64, np.int64]):
     ) -> tuple[np.int64, dict[str, Any]]:
         """Draw a first state."""
         super().reset(seed=seed)
-        self._state = self._draw(self.mdp.initial)
+        self._state = self._draw(self._initial)
         self._steps = 0
         return self._state, {}
 
     def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         """Take one step of the process."""
-        successor = self._draw(self.mdp.transitions[self._state, int(action)])
-        reward = float(self.mdp.rewards[self._state, int(action), successor])
+        successor = self._draw(self._transitions[self._state, int(action)])
+        reward = float(self._rewards[self._state, int(action), successor])
         self._state = successor
         self._steps += 1
-        terminated = bool(self.mdp.terminal[successor]) or self._steps >= self.mdp.horizon
+        terminated = bool(self._terminal[successor]) or self._steps >= self.mdp.horizon
         return successor, reward, terminated, False, {}
 
-    def _draw(self, probabilities: Tensor) -> np.int64:
-        return np.int64(self.np_random.choice(len(probabilities), p=np.asarray(probabilities)))
+    def _draw(self, probabilities: npt.NDArray[np.float64]) -> np.int64:
+        return np.int64(self.np_random.choice(len(probabilities), p=probabilities))
 
 
 def two_state(horizon: int = 3, gamma: float = 0.9) -> EnumerableMDP:
@@ -221,3 +226,55 @@ def slippery_cliff(horizon: int = 4, gamma: float = 0.95) -> EnumerableMDP:
         horizon=horizon,
         gamma=gamma,
     )
+
+
+def river_swim(n_states: int = 5, horizon: int = 10, gamma: float = 1.0) -> EnumerableMDP:
+    """RiverSwim (Strehl, Littman, 2008): a chain whose large reward is upstream, where only a plan leads.
+
+    Action 0 swims down, always with success; action 1 swims up: from the lowest state with probability .6, from
+    others one state up with .35, and one state down with .05. Staying at the lowest state by action 0 earns .005,
+    staying at the highest by action 1 earns 1. The probabilities are those of Osband, Russo, Van Roy (NeurIPS 2013).
+    """
+    if n_states < 2:
+        raise ValueError(f"n_states must be at least 2, got {n_states}")
+    last = n_states - 1
+    transitions = torch.zeros(n_states, 2, n_states, dtype=torch.float64)
+    rewards = torch.zeros_like(transitions)
+    for state in range(n_states):
+        transitions[state, 0, max(state - 1, 0)] = 1.0
+        if 0 < state < last:
+            transitions[state, 1, [state - 1, state, state + 1]] = torch.tensor([0.05, 0.6, 0.35], dtype=torch.float64)
+    transitions[0, 1, [0, 1]] = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    transitions[last, 1, [last - 1, last]] = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    rewards[0, 0, 0] = 0.005
+    rewards[last, 1, last] = 1.0
+    initial = torch.zeros(n_states, dtype=torch.float64)
+    initial[0] = 1.0
+    return EnumerableMDP(initial, transitions, rewards, torch.zeros(n_states, dtype=torch.bool), horizon, gamma)
+
+
+def agreement(n_steps: int = 3) -> tuple[EnumerableMDP, Tensor]:
+    """Two actions a step; a reward of 1 at the end if all were the same. With what a policy may see: the step alone.
+
+    State 0 is the first, ``2 k - 1 + a`` follows k actions ``a``, and the last is terminal, after all steps or the
+    first other action. A policy with logits of the step, ``logits[seen]``, has a saddle where all chances are even: a
+    change of one step's chances alone is worth nothing there, and of several together it is.
+
+    Returns:
+        The MDP, and the step of each state, shape ``(n_states,)``.
+    """
+    if n_steps < 2:
+        raise ValueError(f"n_steps must be at least 2, got {n_steps}")
+    end = 2 * n_steps - 1
+    transitions = torch.zeros(2 * n_steps, 2, 2 * n_steps, dtype=torch.float64)
+    rewards = torch.zeros_like(transitions)
+    seen = torch.tensor([min((state + 1) // 2, n_steps - 1) for state in range(2 * n_steps)])
+    for state, action in itertools.product(range(2 * n_steps), range(2)):
+        taken = int(seen[state])
+        agrees = state == 0 or (state != end and (state - 1) % 2 == action)
+        transitions[state, action, 2 * taken + 1 + action if agrees and taken < n_steps - 1 else end] = 1.0
+        rewards[state, action, end] = float(agrees and taken == n_steps - 1)
+    initial = torch.zeros(2 * n_steps, dtype=torch.float64)
+    initial[0] = 1.0
+    terminal = torch.arange(2 * n_steps) == end
+    return EnumerableMDP(initial, transitions, rewards, terminal, n_steps, 1.0), seen

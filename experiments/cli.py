@@ -26,6 +26,8 @@ from experiments.studies.confirm_family import confirm_family
 from experiments.studies.fuzz import fuzz
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.optimisers import optimisers
+from experiments.studies.saddles import saddles
+from experiments.studies.tabular_regret import tabular_regret
 from experiments.studies.throughput import throughput
 from experiments.studies.tune_family import tune_family
 from experiments.trained import export_agents, watch
@@ -153,7 +155,8 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
 
 
 for study in (
-    *(ablations, action_bounds, certify, optimisers, gradient_error, throughput, tune_family, confirm_family, fuzz),
+    *(ablations, action_bounds, certify, optimisers, gradient_error, tabular_regret, saddles),
+    *(throughput, tune_family, confirm_family, fuzz),
 ):
     app.command()(_alone(study))
 

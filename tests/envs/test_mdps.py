@@ -5,7 +5,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from envs.linear_quadratic import LinearQuadraticEnv, double_integrator
-from envs.mdps import EnumerableEnv, EnumerableMDP, slippery_cliff, two_state
+from envs.mdps import EnumerableEnv, EnumerableMDP, agreement, slippery_cliff, two_state
 
 MDPS = [two_state(), slippery_cliff()]
 
@@ -120,3 +120,28 @@ def test_a_law_that_does_not_sum_to_one_is_refused() -> None:
         EnumerableMDP(mdp.initial, mdp.transitions * 0.9, mdp.rewards, mdp.terminal, 3, 0.9)
     with pytest.raises(ValueError, match="horizon"):
         two_state(horizon=0)
+
+
+@pytest.mark.parametrize("n_steps", [2, 3, 5])
+def test_agreement_pays_equal_actions_and_even_chances_are_its_saddle(n_steps: int) -> None:
+    mdp, seen = agreement(n_steps)
+    logits = torch.randn(n_steps, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chances = torch.softmax(logits, dim=1)
+    assert mdp.objective(logits[seen]).item() == pytest.approx(float(chances.prod(dim=0).sum()), abs=1e-12)
+
+    def objective(flat: torch.Tensor) -> torch.Tensor:
+        return mdp.objective(flat.reshape(n_steps, 2)[seen])
+
+    even = torch.zeros(2 * n_steps, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(objective(even), even)
+    eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(objective, even))
+    assert gradient.abs().max() < 1e-12
+    # Chances have derivatives of +-1/4 at even ones, and pairs of them mixed second derivatives of 2^(3 - n).
+    scale = 2.0 ** (3 - n_steps) / 16 * 2
+    assert eigenvalues[-1].item() == pytest.approx((n_steps - 1) * scale, abs=1e-12)
+    assert eigenvalues[0].item() == pytest.approx(-scale, abs=1e-12)
+
+
+def test_agreement_of_one_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_steps must be at least 2, got 1"):
+        agreement(1)
