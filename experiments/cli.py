@@ -25,6 +25,7 @@ from experiments.studies.certify import certify
 from experiments.studies.confirm_family import confirm_family
 from experiments.studies.fuzz import fuzz
 from experiments.studies.gradient_error import gradient_error
+from experiments.studies.inputs import inputs
 from experiments.studies.optimisers import optimisers
 from experiments.studies.saddles import saddles
 from experiments.studies.tabular_regret import tabular_regret
@@ -155,7 +156,7 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
 
 
 for study in (
-    *(ablations, action_bounds, certify, optimisers, gradient_error, tabular_regret, saddles),
+    *(ablations, action_bounds, certify, inputs, optimisers, gradient_error, tabular_regret, saddles),
     *(throughput, tune_family, confirm_family, fuzz),
 ):
     app.command()(_alone(study))

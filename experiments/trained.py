@@ -1,4 +1,4 @@
-"""Trained agents: taken from a finished study with a card each, and watched or recorded."""
+"""Trained agents: taken from a finished study with a card each, watched or recorded, and the states they visit."""
 
 import io
 import os
@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import gymnasium
 import imageio.v3 as imageio
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pygame
 import typer
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import get_contestant
@@ -202,3 +204,20 @@ def _film(frames: list[Any], suffix: str, frames_per_second: int) -> bytes:
         options = {"duration": 1000 / frames_per_second, "loop": 0}
     content: bytes = imageio.imwrite("<bytes>", np.stack(frames), extension=suffix, **options)
     return content
+
+
+def visited(model: BaseAlgorithm, task_id: str, episodes: int) -> npt.NDArray[np.float64]:
+    """Raw observations of ``episodes`` of the deterministic policy, ``(n, ...)``, in the order of the visits."""
+    env, found = gymnasium.make(task_id), []
+    normalizer = model.get_vec_normalize_env()
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=1_000_000 + episode)
+        over = False
+        while not over:
+            found.append(observation)
+            seen: Any = observation if normalizer is None else normalizer.normalize_obs(observation)
+            action, _ = model.predict(seen, deterministic=True)
+            observation, _, terminated, truncated, _ = env.step(action)
+            over = terminated or truncated
+    env.close()
+    return np.stack(found).astype(np.float64)

@@ -6,7 +6,7 @@ states that it visits itself.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import gymnasium
 import numpy as np
@@ -23,7 +23,7 @@ from experiments.files import write_atomically
 from experiments.plots import COLOURS, new_figure, save
 from experiments.report.page import markdown_table
 from experiments.rows import Row, Rows
-from experiments.trained import TRAINED
+from experiments.trained import TRAINED, visited
 from storm_rl import STORMPlusPG, verify
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -63,7 +63,7 @@ def certify(
     for name, task_id, seed in track(todo, "Policies"):
         if any(rows.get(name, task_id, seed, radius) is None for radius in RADII):
             trained = STORMPlusPG.load(TRAINED / task_id / "model.zip", device="cpu")
-            unit = visited(trained, task_id).std(axis=0)
+            unit = visited(trained, task_id, EPISODES).std(axis=0)
             model = _train(name, task_id, int(seed), steps) if seed else trained
             key = {"agent": name, "task": task_id, "seed": seed}
             rows.add([{**key, **row} for row in measured(model, task_id, unit, states)])
@@ -77,26 +77,9 @@ def _train(agent: str, task_id: str, seed: int, steps: int | None) -> BaseAlgori
     return get_contestant(agent).build(task_id, seed, None).learn(steps or get_task(task_id).budget)
 
 
-def visited(model: BaseAlgorithm, task_id: str) -> npt.NDArray[np.float64]:
-    """Raw observations of some episodes of the deterministic policy, ``(n, ...)``."""
-    env, found = gymnasium.make(task_id), []
-    normalizer = model.get_vec_normalize_env()
-    for episode in range(EPISODES):
-        observation, _ = env.reset(seed=1_000_000 + episode)
-        over = False
-        while not over:
-            found.append(observation)
-            seen: Any = observation if normalizer is None else normalizer.normalize_obs(observation)
-            action, _ = model.predict(seen, deterministic=True)
-            observation, _, terminated, truncated, _ = env.step(action)
-            over = terminated or truncated
-    env.close()
-    return np.stack(found).astype(np.float64)
-
-
 def measured(model: BaseAlgorithm, task_id: str, unit: npt.NDArray[np.float64], n_states: int) -> list[Row]:
     """A row for each size of the perturbations."""
-    states = visited(model, task_id)
+    states = visited(model, task_id, EPISODES)
     states = states[np.random.default_rng(0).permutation(len(states))[:n_states]]
     rows = []
     for radius in RADII:
