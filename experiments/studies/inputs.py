@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import typer
 from rich.progress import track
+from scipy.stats import binomtest
 from sklearn.linear_model import LassoCV
 
 from envs import TASKS, get_task
@@ -60,7 +61,7 @@ def inputs(
     for rho, snr, seed in track(todo, "Known supports"):
         if recovery.get(rho, snr, seed, METHODS[-1]) is None:
             recovery.add(recovered(rho, snr, seed))
-    write_atomically(output / "inputs.md", summary(entries.table(), recovery.table(), states, seeds).encode())
+    write_atomically(output / "inputs.md", summary(entries.table(), recovery.table(), states).encode())
     draw(entries.table(), output / "inputs.png")
     typer.echo(f"Tables: {output / 'inputs.md'}\nFigure: {output / 'inputs.png'}")
 
@@ -125,31 +126,45 @@ def recovered(rho: float, snr: float, seed: int) -> list[Row]:
     return rows
 
 
-def summary(entries: pd.DataFrame, recovery: pd.DataFrame, states: int, seeds: int) -> str:
+def summary(entries: pd.DataFrame, recovery: pd.DataFrame, states: int) -> str:
     """Two tables, as Markdown."""
-    agents = []
-    for (task, target), group in entries.groupby(["task", "target"], sort=False):
-        chosen, full = group[group["chosen"]].iloc[0], group.iloc[-1]
-        row = {"task": task, "explained": target, "entries": _named(task, chosen["entries"])}
-        row |= {"of": full["size"], "R²": f"{chosen['r2']:.2f}", "R² of all": f"{full['r2']:.2f}"}
-        held = target == "action"
-        row |= {"return": f"{chosen['return']:.0f}" if held else "", "of all": f"{full['return']:.0f}" if held else ""}
-        agents.append(row)
+    table: list[Row] = []
+    for (task, size), group in entries.groupby(["task", "size"], sort=False):
+        row: Row = {"task": task, "entries": size}
+        for target, part in group.set_index("target").iterrows():
+            names, r2 = _named(task, part["entries"]), f"{part['r2']:.2f}"
+            row |= {f"for the {target}": f"**{names}**" if part["chosen"] else names, f"R², {target}": r2}
+        table.append({**row, "return": f"{group['return'].iloc[0]:.0f}"})
     text = (
-        "# Which inputs matter\n\nThe smallest best subset of the observation's entries whose linear regression "
-        f"predicts as well as that of all, {states} states of {EPISODES} episodes of each trained agent. `action`: the "
-        "mean, or the log-probabilities less their mean. `return`: of the policy that sees these entries, and the "
-        f"others held at their mean.\n\n{markdown_table(pd.DataFrame(agents))}\n"
+        "# Which inputs matter\n\nThe best subsets of the observation's entries of each size, and the share of the "
+        f"variance that their linear regression explains, in {states} states of {EPISODES} episodes of each trained "
+        "agent. `action`: the mean, or the log-probabilities less their mean. Bold: the size that cross-validation "
+        "chooses. `return`: of the policy that sees the entries for the action, and the others held at their mean.\n\n"
+        f"{markdown_table(pd.DataFrame(table))}\n"
     )
     if recovery.empty:
         return text
     means = recovery.groupby(["rho", "snr", "method"], sort=False)[["found", "others", "exact"]].mean()
     cells = means.apply(lambda row: f"{row['found']:.1f} / {row['others']:.1f} / {row['exact']:.2f}", axis=1)
-    table = cells.unstack("method")[list(METHODS)].reset_index()
+    known = cells.unstack("method")[list(METHODS)].reset_index()
     return text + (
         f"\n## A known support\n\n{SUPPORT} of {COLUMNS} columns with slope 1, {OBSERVATIONS} rows, columns correlated "
-        f"by rho^|i - j|. Means of {seeds} data sets: columns of the support found / others / share of data sets with "
-        f"exactly the support. Sizes and penalties by cross-validation.\n\n{markdown_table(table)}\n"
+        f"by rho^|i - j|. Means of {recovery['seed'].nunique()} data sets: columns of the support found / others / "
+        "share of data sets with exactly the support. Sizes and penalties by cross-validation.\n\n"
+        f"{markdown_table(known)}\n\n{_paired(recovery)}\n"
+    )
+
+
+def _paired(recovery: pd.DataFrame) -> str:
+    """How often each method finds exactly the support, and sign tests of the first one against the others."""
+    exact = recovery.pivot(index=["rho", "snr", "seed"], columns="method", values="exact").astype(bool)
+    ours, parts = exact[METHODS[0]], []
+    for method in METHODS[1:]:
+        better, worse = int((ours & ~exact[method]).sum()), int((~ours & exact[method]).sum())
+        p = binomtest(better, better + worse).pvalue if better + worse else 1.0
+        parts.append(f"{method} {exact[method].sum()} (better {better}, worse {worse} times, p = {p:.2g})")
+    return (
+        f"Exactly the support, of {len(exact)} data sets: {METHODS[0]} {ours.sum()}; against " + "; ".join(parts) + "."
     )
 
 
@@ -167,9 +182,6 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
             axes.plot(part["size"], part["r2"], color=colour, marker=marker, markersize=4, label=target)
             chosen = part[part["chosen"]].iloc[0]
             axes.plot(chosen["size"], chosen["r2"], color=colour, marker=marker, markersize=10, alpha=0.5)
-            if target == "action":
-                label = _named(task, chosen["entries"]).replace(", ", "\n")
-                axes.annotate(label, (0.97, 0.03), xycoords="axes fraction", ha="right", va="bottom", fontsize=7)
         axes.set_title(task, fontsize=10)
         axes.set_xlabel("entries")
         axes.set_xticks(range(1, int(rows.loc[rows["task"] == task, "size"].max()) + 1))

@@ -31,7 +31,7 @@ def test_rows_tables_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (recovery["found"] == 3).all()
     assert (tmp_path / "inputs.png").exists()
     report = (tmp_path / "inputs.md").read_text()
-    assert "| CartPole-v1 | action |" in report
+    assert "| CartPole-v1 | 4 | " in report
     assert "3.0 / 0.0 / 1.00" in report
     monkeypatch.setattr(inputs, "explained", lambda *_: pytest.fail("explained again"))
     monkeypatch.setattr(inputs, "recovered", lambda *_: pytest.fail("recovered again"))
