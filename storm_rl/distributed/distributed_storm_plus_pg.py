@@ -269,6 +269,12 @@ class Replay(VecEnvWrapper):
         log_prob = np.concatenate([recording.log_prob[step] for recording in recordings])
         return torch.from_numpy(actions), torch.from_numpy(log_prob)
 
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """As the actors'; they are not asked for what SB3 wants of any wrapper, for they may be collecting."""
+        if attr_name == "render_mode":
+            return [self.venv.render_mode] * self.num_envs
+        return self.venv.get_attr(attr_name, indices)
+
     def reset(self) -> Observations:
         """Reset the actors' environments."""
         return self.venv.reset()

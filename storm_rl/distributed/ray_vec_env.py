@@ -25,6 +25,7 @@ except ImportError as error:
 
 # Seconds for anything but a reset or a rollout. To start, an actor imports torch, and may wait for a machine.
 TIMEOUT = 600.0
+STARTS = 5
 
 
 class Job(NamedTuple):
@@ -94,10 +95,7 @@ class RayVecEnv(VecEnv):
         self._seed_sequence = np.random.SeedSequence()
         self._jobs: dict[Any, Job] = {}
         self._step_jobs: list[Any] = []
-        if not ray.is_initialized():
-            here: dict[str, Any] = {"num_cpus": max(self.n_actors, os.cpu_count() or 1), "include_dashboard": False}
-            options = {"address": address} if address is not None else {"address": "local", **here}
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        start_ray(address, self.n_actors)
         self._actor_class = ray.remote(RolloutActor).options(num_cpus=1)
         # One after the other would take as many times as long.
         self._actors = [self._create(index) for index in range(self.n_actors)]
@@ -276,6 +274,23 @@ class RayVecEnv(VecEnv):
             return found
         except RayError as error:
             raise RuntimeError(f"one of the actors failed: {error}") from error
+
+
+def start_ray(address: str | None, n_cpus: int) -> None:
+    """Connect to the Ray at the address; None: start it on this machine, for ``n_cpus`` actors. Once in a process."""
+    here: dict[str, Any] = {"num_cpus": max(n_cpus, os.cpu_count() or 1), "include_dashboard": False}
+    # Ray's workers are nice to all else on the machine, by 15. The learner waits for these.
+    here["_system_config"] = {"worker_niceness": 0}
+    options = {"address": address} if address is not None else {"address": "local", **here}
+    for attempt in range(1, STARTS + 1):
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        except Exception as error:
+            # Ray gives itself half a minute, which is too little on a busy machine.
+            if attempt == STARTS or "timed out during startup" not in str(error):
+                raise
 
 
 def stored(value: Any) -> Any:

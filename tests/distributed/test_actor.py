@@ -80,6 +80,10 @@ def test_rollouts_of_two_actors_are_those_of_one_process_bit_for_bit(
         assert torch.equal(of_all("dones"), expected.dones)
         assert torch.equal(of_all("actions").reshape(expected.actions.shape), expected.actions)
         assert all(torch.equal(one.torch_state, torch.get_rng_state()) for one in recordings)
+        # Another process takes the place of the first, in the middle of gSDE's noise.
+        fresh = actors_of(action_space, observation_space)[0]
+        fresh.restore(actors[0].state())
+        actors[0] = fresh
         with torch.no_grad():  # As an update does.
             for part in model.policy.parameters():
                 part.add_(0.1)

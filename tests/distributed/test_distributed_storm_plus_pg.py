@@ -27,6 +27,7 @@ pytest.importorskip("ray")
 import ray
 
 from storm_rl.distributed import DistributedSTORMPlusPG, RayVecEnv
+from storm_rl.distributed.ray_vec_env import start_ray
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"n_steps": 16, "critic_steps": 4, "cg_max_steps": 2, "policy_kwargs": {"net_arch": [8]}}
@@ -38,8 +39,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True, scope="module")
 def _cluster() -> Iterator[None]:
+    ray.shutdown()  # What a test of this process may have left.
     # As many as any test asks for, whatever the machine has.
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    start_ray(None, 8)
     yield
     ray.shutdown()
 
@@ -146,6 +148,15 @@ def test_asynchronous_run_learns_from_every_step_and_says_how_old_it_was(pendulu
         model.save("nowhere", include=["env_state"])
     model.learn(64)
     assert model.num_timesteps == 64
+
+
+@pytest.mark.parametrize("mode", ["synchronous", "asynchronous"])
+def test_actors_are_asked_for_rollouts_and_for_nothing_that_would_wait_for_them(
+    mode: Any, pendulum: RayVecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DistributedSTORMPlusPG("MlpPolicy", pendulum, mode=mode, **SMALL)
+    monkeypatch.setattr(pendulum, "_results", lambda references: pytest.fail("the learner waits for actors"))
+    model.learn(128)
 
 
 def test_rollouts_beyond_the_bound_are_dropped_and_counted(pendulum: RayVecEnv) -> None:
@@ -286,6 +297,7 @@ import sys, torch
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from storm_rl.distributed import DistributedSTORMPlusPG, RayVecEnv
+from storm_rl.distributed.ray_vec_env import start_ray
 if __name__ == "__main__":
     env = make_vec_env("Pendulum-v1", 2, seed=0, vec_env_cls=RayVecEnv, vec_env_kwargs={"n_actors": 1})
     arguments = dict(n_steps=16, critic_steps=4, policy_kwargs={"net_arch": [8]}, device="cpu")
@@ -313,7 +325,7 @@ def test_learner_that_is_ended_leaves_no_process_and_goes_on_from_its_checkpoint
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) > 2  # Ray's own and the actor.
     os.killpg(process.pid, number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     until(lambda: not any(alive(one) for one in family))
 
     newest = max(tmp_path.glob("learner_*.zip"), key=lambda path: path.stat().st_mtime)
@@ -325,7 +337,7 @@ def test_learner_that_is_ended_leaves_no_process_and_goes_on_from_its_checkpoint
     assert not list(tmp_path.glob(".*.part"))
 
 
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

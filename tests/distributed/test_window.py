@@ -116,6 +116,7 @@ def test_rounds_of_the_same_stretches_are_the_plain_window() -> None:
         plain.append(rollout)
         window.next_stretches = (5, 6, 7)
         window.append(rollout)
+    assert len(window.stretches) == len(window.rollouts) == 3
     networks: Any = Values()
     expected = plain.transitions(plain.observations(), networks, 0.9, 0.8)
     found = window.newest_rollouts(3).transitions(window.observations(), networks, 0.9, 0.8)
