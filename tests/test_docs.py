@@ -27,6 +27,8 @@ def test_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if "onnx" in block:
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
+    if "storm_rl.distributed" in block:
+        pytest.importorskip("ray")
     # The same calls for fewer steps, and drawn without a window that is paced for eyes.
     block = block.replace("50_000", "1_024").replace('"human"', '"rgb_array"')
     exec(compile(textwrap.dedent(block), "example", "exec"), {"__name__": "example"})

@@ -17,7 +17,7 @@ from storm_rl import STORMPlusPG
 PACKAGE = Path(storm_rl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms beside the core, which imports none of them.
-OPTIONAL = ("best_subset", "deep", "export", "maskable", "negative_curvature", "vector_env", "verify")
+OPTIONAL = ("best_subset", "deep", "distributed", "export", "maskable", "negative_curvature", "vector_env", "verify")
 
 
 def files_of_an_iteration(activation: type[torch.nn.Module], use_action_values: bool | None) -> set[str]:

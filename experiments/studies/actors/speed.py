@@ -1,0 +1,108 @@
+"""Env steps per second of `learn` where a step takes five milliseconds, and env steps to Pendulum's threshold."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from envs import get_task
+from experiments.measures import steps_to_threshold
+from experiments.rows import Row
+from experiments.studies.actors.environment import pendulum, slow_cartpole
+from storm_rl import STORMPlusPG
+from storm_rl.distributed import DistributedSTORMPlusPG, RayVecEnv
+
+N_ENVS = 8
+TASK = "Pendulum-v1"
+# Env steps: of one measurement of speed, six rounds; between two evaluations; after which a run is given up.
+MEASURED_STEPS = 6 * 512
+EVALUATE_EVERY = 1024
+BUDGET = 40 * EVALUATE_EVERY
+EVALUATION_EPISODES = 20
+
+
+def _one_process(kind: type[DummyVecEnv | SubprocVecEnv]) -> Callable[[], STORMPlusPG]:
+    return lambda: STORMPlusPG("MlpPolicy", kind([slow_cartpole] * N_ENVS), seed=0, device="cpu")
+
+
+def _actors() -> STORMPlusPG:
+    env = RayVecEnv([slow_cartpole] * N_ENVS, 4)
+    return DistributedSTORMPlusPG("MlpPolicy", env, mode="asynchronous", seed=0, device="cpu")
+
+
+CONFIGURATIONS: dict[str, Callable[[], STORMPlusPG]] = {
+    "DummyVecEnv of 8": _one_process(DummyVecEnv),
+    "SubprocVecEnv of 8": _one_process(SubprocVecEnv),
+    "4 actors of 2, asynchronous": _actors,
+}
+
+
+def speeds(missing: list[tuple[str, int]], add: Callable[[Row], None]) -> None:
+    """Measure each configuration and repeat that is missing, in this order; processes start once."""
+    models = {}
+    for name in dict.fromkeys(name for name, _ in missing):
+        # The first rollouts import, allocate and compile.
+        models[name] = CONFIGURATIONS[name]().learn(1024)
+    for name, repeat in missing:
+        # Actors have gone on while others were measured: a round takes that in.
+        models[name].learn(512, reset_num_timesteps=False)
+        before, began = models[name].num_timesteps, time.perf_counter()
+        models[name].learn(MEASURED_STEPS, reset_num_timesteps=False)
+        seconds = time.perf_counter() - began
+        add({"configuration": name, "repeat": repeat, "rate": (models[name].num_timesteps - before) / seconds})
+    for model in models.values():
+        assert model.env is not None
+        model.env.close()
+
+
+class Evaluations(BaseCallback):
+    """Evaluates the deterministic policy every so many env steps, and ends the run at the threshold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.env = DummyVecEnv([pendulum] * EVALUATION_EPISODES)
+        self.steps: list[float] = []
+        self.returns: list[float] = []
+
+    @property
+    def hit(self) -> float | None:
+        """Env steps to the threshold, in two evaluations in a row."""
+        return steps_to_threshold(self.steps, self.returns, get_task(TASK).threshold)
+
+    def _on_step(self) -> bool:
+        return self.hit is None
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps >= EVALUATE_EVERY * (len(self.steps) + 1):
+            self.env.seed(1_000_000)
+            mean, _ = evaluate_policy(self.model, self.env, EVALUATION_EPISODES)
+            self.steps.append(float(self.num_timesteps))
+            self.returns.append(float(np.mean(mean)))
+
+
+def learned(mode: str, seed: int) -> Row:
+    """Env steps to Pendulum's threshold. Synchronous actors do what one process does, and that is what is run."""
+    callback, ages = Evaluations(), list[float]()
+    arguments: dict[str, Any] = {"seed": seed, "device": "cpu"}
+    if mode == "synchronous":
+        STORMPlusPG("MlpPolicy", DummyVecEnv([pendulum] * N_ENVS), **arguments).learn(BUDGET, callback)
+    else:
+        env = RayVecEnv([pendulum] * N_ENVS, 4)
+        model = DistributedSTORMPlusPG("MlpPolicy", env, mode="asynchronous", **arguments)
+
+        class Ages(BaseCallback):
+            def _on_step(self) -> bool:
+                return True
+
+            def _on_rollout_end(self) -> None:
+                ages.append(self.logger.name_to_value["actors/age_mean"])
+
+        model.learn(BUDGET, [callback, Ages()])
+        env.close()
+    reached = callback.hit is not None
+    steps = callback.hit if reached else BUDGET
+    return {"mode": mode, "seed": seed, "reached": reached, "steps": steps, "age": float(np.mean(ages or [0.0]))}
