@@ -18,7 +18,7 @@ from experiments.studies.throughput.measure import memory, peak_mib, speed
 from storm_rl.vector_env import VectorEnvAdapter
 
 QUICK = ["throughput", "--algorithm", "storm_plus_pg", "--algorithm", "ppo_zoo", "--n-envs", "8", "--n-envs", "64"]
-QUICK += ["--width", "64", "--batch", "512", "--steps", "1", "--no-memory", "--output"]
+QUICK += ["--width", "64", "--batch", "512", "--steps", "1", "--no-memory", "--no-images", "--output"]
 
 
 def made_up(repeat: int, run: str, algorithm: str, environments: str, n_envs: int, rate: float) -> dict[str, Any]:

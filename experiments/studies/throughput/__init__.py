@@ -75,7 +75,7 @@ def throughput(
     algorithms: Annotated[
         list[str] | None, typer.Option("--algorithm", help="An agent; give the option once for each.")
     ] = None,
-    n_envs: Annotated[list[int] | None, typer.Option(min=1, help="Beside each one's own; 1, 8, 32, 64, 128.")] = None,
+    n_envs: Annotated[list[int] | None, typer.Option(min=1, help="Beside each one's own; 1 to 1024.")] = None,
     widths: Annotated[
         list[int] | None, typer.Option("--width", min=1, help="Of two hidden layers; 64 to 1024.")
     ] = None,
@@ -87,8 +87,9 @@ def throughput(
         typer.Option("--environments", help="Single, batched, gymnasium's vector's, EnvPool's; all there are."),
     ] = None,
     images: Annotated[
-        bool, typer.Option("--images", help="Also networks with convolutions, on pictures that cost nothing.")
-    ] = False,
+        bool,
+        typer.Option("--images/--no-images", help="Also networks with convolutions, on pictures that cost nothing."),
+    ] = True,
     task: Annotated[str, typer.Option(help="A task that has batched environments.")] = "CartPole-v1",
     seconds: Annotated[float, typer.Option(min=0.0, help="Of learn() in one measure.")] = 2.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Env steps of a measure, in place of --seconds.")] = None,
@@ -115,6 +116,10 @@ def throughput(
     stored = None if runs is None else to_threshold(runs)  # Found missing before the measures rather than after.
     sizes = (n_envs or N_ENVS, widths or WIDTHS, batches or BATCHES)
     chosen = kinds or [kind for kind in Kind if kind != Kind.ENVPOOL or has_envpool()]
+    if not kinds and Kind.ENVPOOL not in chosen:
+        Console().print(
+            'EnvPool is not installed, and its rows are left out: pip install "storm-rl[envpool]".', markup=False
+        )
     found = configurations(get_task(task).id, algorithms or ALGORITHMS, *sizes, device, threads or THREADS, chosen)
     if images:
         found += on_images(device, threads or THREADS)

@@ -16,12 +16,12 @@ from experiments.studies.throughput.environments import FRAMES, MAKE_ENV
 ALGORITHMS = ("storm_plus_pg", "ppo_zoo", "a2c_zoo", "trpo_zoo")
 # Ratios and plots are of these.
 ENVIRONMENTS = ("gymnasium", "batched")
-# On images, PPO with rollouts as long as STORM+PG's: its own 2,048 steps would be 16,384 images.
-ON_IMAGES = ("storm_plus_pg", "ppo_default[n_steps=128]", "a2c_default")
+# On images, PPO with RL Zoo's rollouts, epochs and minibatches for Atari.
+ON_IMAGES = ("storm_plus_pg", "ppo_default[n_steps=128,n_epochs=4,batch_size=256]", "a2c_default")
 # One torch thread on one core, and what a user has who sets nothing.
 THREADS = ("1", "default")
 # 64 for the ratio that is published of it.
-N_ENVS = (1, 8, 32, 64, 128)
+N_ENVS = (1, 8, 32, 64, 128, 1024)
 # The first is every algorithm's own.
 WIDTHS = (64, 128, 256, 512, 1024)
 BATCHES = (512, 2048, 8192)
