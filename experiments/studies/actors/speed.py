@@ -1,10 +1,12 @@
 """Env steps per second of `learn` where a step takes five milliseconds, and env steps to Pendulum's threshold."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import ray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -17,6 +19,7 @@ from storm_rl import STORMPlusPG
 from storm_rl.distributed import DistributedSTORMPlusPG, RayVecEnv
 
 N_ENVS = 8
+ACTORS = (4, 8)
 TASK = "Pendulum-v1"
 # Env steps: of one measurement of speed, six rounds; between two evaluations; after which a run is given up.
 MEASURED_STEPS = 6 * 512
@@ -29,20 +32,27 @@ def _one_process(kind: type[DummyVecEnv | SubprocVecEnv]) -> Callable[[], STORMP
     return lambda: STORMPlusPG("MlpPolicy", kind([slow_cartpole] * N_ENVS), seed=0, device="cpu")
 
 
-def _actors() -> STORMPlusPG:
-    env = RayVecEnv([slow_cartpole] * N_ENVS, 4)
-    return DistributedSTORMPlusPG("MlpPolicy", env, mode="asynchronous", seed=0, device="cpu")
+def _actors(n_actors: int) -> Callable[[], STORMPlusPG]:
+    def model() -> STORMPlusPG:
+        env = RayVecEnv([slow_cartpole] * N_ENVS, n_actors)
+        return DistributedSTORMPlusPG("MlpPolicy", env, mode="asynchronous", seed=0, device="cpu")
+
+    return model
 
 
 CONFIGURATIONS: dict[str, Callable[[], STORMPlusPG]] = {
     "DummyVecEnv of 8": _one_process(DummyVecEnv),
     "SubprocVecEnv of 8": _one_process(SubprocVecEnv),
-    "4 actors of 2, asynchronous": _actors,
+    **{f"{n} actors of {N_ENVS // n}, asynchronous": _actors(n) for n in ACTORS},
 }
 
 
 def speeds(missing: list[tuple[str, int]], add: Callable[[Row], None]) -> None:
     """Measure each configuration and repeat that is missing, in this order; processes start once."""
+    if not ray.is_initialized():
+        # The actors of all configurations are there at a time.
+        options = {"num_cpus": sum(ACTORS), "include_dashboard": False, "log_to_driver": False}
+        ray.init("local", logging_level=logging.ERROR, **options)
     models = {}
     for name in dict.fromkeys(name for name, _ in missing):
         # The first rollouts import, allocate and compile.
