@@ -104,7 +104,7 @@ def test_finished_rows_stay_and_all_is_reported(tmp_path: Path, monkeypatch: pyt
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     text = (tmp_path / "actors.md").read_text()
-    assert "| DummyVecEnv of 8 | 103 | 100 | 106 | 1.00 |" in text
+    assert "| DummyVecEnv of 8 | 104 | 100 | 108 | 1.00 |" in text
     assert "asynchronous / synchronous, medians: 1.00" in text
     assert "| Dask | 5000000 | 1.5 | 1.5 | 1.5 |" in text
     assert "| 4 | 4 | 1 | 64 | 64 | 0 |" in text
