@@ -1,12 +1,10 @@
 """Env steps per second of `learn` where a step takes five milliseconds, and env steps to Pendulum's threshold."""
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import ray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -14,9 +12,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from envs import get_task
 from experiments.measures import steps_to_threshold
 from experiments.rows import Row
+from experiments.runs import EVALUATION_SEED
 from experiments.studies.actors.environment import pendulum, slow_cartpole
 from storm_rl import STORMPlusPG
 from storm_rl.distributed import DistributedSTORMPlusPG, RayVecEnv
+from storm_rl.distributed.ray_vec_env import start_ray
 
 N_ENVS = 8
 ACTORS = (4, 8)
@@ -49,10 +49,7 @@ CONFIGURATIONS: dict[str, Callable[[], STORMPlusPG]] = {
 
 def speeds(missing: list[tuple[str, int]], add: Callable[[Row], None]) -> None:
     """Measure each configuration and repeat that is missing, in this order; processes start once."""
-    if not ray.is_initialized():
-        # The actors of all configurations are there at a time.
-        options = {"num_cpus": sum(ACTORS), "include_dashboard": False, "log_to_driver": False}
-        ray.init("local", logging_level=logging.ERROR, **options)
+    start_ray(None, sum(ACTORS))  # The actors of all configurations are there at a time.
     models = {}
     for name in dict.fromkeys(name for name, _ in missing):
         # The first rollouts import, allocate and compile.
@@ -88,7 +85,7 @@ class Evaluations(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self.num_timesteps >= EVALUATE_EVERY * (len(self.steps) + 1):
-            self.env.seed(1_000_000)
+            self.env.seed(EVALUATION_SEED)
             mean, _ = evaluate_policy(self.model, self.env, EVALUATION_EPISODES)
             self.steps.append(float(self.num_timesteps))
             self.returns.append(float(np.mean(mean)))
