@@ -3,6 +3,7 @@
 import io
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from experiments.measures import measured
 from experiments.report.study import OURS
 from experiments.runs import (
     EVALUATION_EPISODES,
+    EVALUATION_SEED,
     FINAL_EPISODES,
     FINAL_SEED,
     RunSpec,
@@ -206,18 +208,25 @@ def _film(frames: list[Any], suffix: str, frames_per_second: int) -> bytes:
     return content
 
 
-def visited(model: BaseAlgorithm, task_id: str, episodes: int) -> npt.NDArray[np.float64]:
-    """Raw observations of ``episodes`` of the deterministic policy, ``(n, ...)``, in the order of the visits."""
-    env, found = gymnasium.make(task_id), []
-    normalizer = model.get_vec_normalize_env()
+def played(act: Callable[[Any], Any], task_id: str, episodes: int) -> Iterator[tuple[Any, float]]:
+    """Raw observation and reward of each step of some episodes, from the protocol's seeds of evaluations on."""
+    env = gymnasium.make(task_id)
     for episode in range(episodes):
-        observation, _ = env.reset(seed=1_000_000 + episode)
+        observation, _ = env.reset(seed=EVALUATION_SEED + episode)
         over = False
         while not over:
-            found.append(observation)
-            seen: Any = observation if normalizer is None else normalizer.normalize_obs(observation)
-            action, _ = model.predict(seen, deterministic=True)
-            observation, _, terminated, truncated, _ = env.step(action)
-            over = terminated or truncated
+            following, reward, terminated, truncated, _ = env.step(act(observation))
+            yield observation, float(reward)
+            observation, over = following, terminated or truncated
     env.close()
-    return np.stack(found).astype(np.float64)
+
+
+def visited(model: BaseAlgorithm, task_id: str, episodes: int) -> npt.NDArray[np.float64]:
+    """Raw observations of ``episodes`` of the deterministic policy, ``(n, ...)``, in the order of the visits."""
+    normalizer = model.get_vec_normalize_env()
+
+    def act(observation: Any) -> Any:
+        seen = observation if normalizer is None else normalizer.normalize_obs(observation)
+        return model.predict(seen, deterministic=True)[0]
+
+    return np.stack([observation for observation, _ in played(act, task_id, episodes)]).astype(np.float64)

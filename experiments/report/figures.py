@@ -270,7 +270,12 @@ def _profile(samples: Sequence[Floats], axis: int) -> Any:
 
 def heat_map(study: Study, agents: Sequence[str], narrow: bool = False) -> Figure:
     """Tasks x agents: the interquartile mean of the normalised area under the evaluation curve, the best framed."""
-    scores = np.array([[_area(study, name, task) for name in agents] for task in study.tasks])
+
+    def score_of(name: str, task: Task) -> float:
+        ran = len(study.of_task(name, task))
+        return pooled(study, "evaluation_score", name, (task,)).value if ran else float("nan")
+
+    scores = np.array([[score_of(name, task) for name in agents] for task in study.tasks])
     cell = (2.5 / len(agents), 0.3) if narrow else (min(1.0, 8.4 / len(agents)), 0.34)
     margin = (1.5, 1.7) if narrow else (2.0, 1.7)
     size = (margin[0] + cell[0] * len(agents), margin[1] + cell[1] * len(study.tasks))
@@ -300,11 +305,6 @@ def heat_map(study: Study, agents: Sequence[str], narrow: bool = False) -> Figur
     axes.invert_yaxis()
     axes.spines[:].set_visible(False)
     return figure
-
-
-def _area(study: Study, name: str, task: Task) -> float:
-    (scores,) = study.samples(name, "evaluation_score", [task])
-    return float(iqm([scores])) if len(scores) else float("nan")
 
 
 def _draw_intervals(

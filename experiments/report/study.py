@@ -15,6 +15,8 @@ from experiments.runs import RunSpec
 from experiments.statistics import Floats
 
 OURS, REFERENCE = "storm_plus_pg", "ppo_zoo"
+# What "better" is compared on, with a sign that makes more of it better.
+COMPARED = {"final_score": 1.0, "evaluation_score": 1.0, "steps_to_threshold": -1.0}
 # Whom others are compared with: the first of these that ran on every task.
 REFERENCES = (REFERENCE, "ppo_default")
 # Marks agents on the batched environments, which are never put together with those on gymnasium's.
@@ -81,12 +83,10 @@ class Study:
     def best_tuned(self, measure: str, task: Task) -> str | None:
         """The agent of the best median there, of those with settings for each task; None if none ran on it.
 
-        Measures of which less is better are those of steps. It is chosen by the runs that it is compared on, which
-        favours it.
+        It is chosen by the runs that it is compared on, which favours it.
         """
-        sign = -1.0 if measure == "steps_to_threshold" else 1.0
         medians = {
-            name: sign * self.of_task(name, task)[measure].median()
+            name: COMPARED[measure] * self.of_task(name, task)[measure].median()
             for name in self.agents
             if get_contestant(unmarked(name)).tuned and len(self.of_task(name, task))
         }

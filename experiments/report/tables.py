@@ -1,6 +1,7 @@
 """The report's tables, as data frames of text."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from math import isinf
 
@@ -9,11 +10,9 @@ import pandas as pd
 from agents import get_contestant
 from envs import Task
 from experiments.measures import median_to_threshold
-from experiments.report.study import Study, label, short, unmarked
+from experiments.report.study import COMPARED, Study, label, short, unmarked
 from experiments.statistics import Estimate, estimate, iqm, probability_of_improvement, ratio_of_medians
 
-# What "better" is compared on, with a sign that makes more of it better.
-COMPARED = {"final_score": 1.0, "evaluation_score": 1.0, "steps_to_threshold": -1.0}
 NAMES = {
     "final_score": "final return",
     "evaluation_score": "area under the evaluation curve",
@@ -133,12 +132,13 @@ def against_the_best(study: Study, agents: Sequence[str]) -> pd.DataFrame:
 def ranking(study: Study, agents: Sequence[str], task: Task) -> pd.DataFrame:
     """The agents that ran on the task, by the area under their evaluation curves."""
     ran = [name for name in agents if len(study.of_task(name, task))]
-    scores = {name: estimate(iqm, study.samples(name, "evaluation_score", [task])) for name in ran}
+    scores = {name: pooled(study, "evaluation_score", name, (task,)) for name in ran}
     ordered = sorted(ran, key=lambda name: -scores[name].value)
+    alone = replace(study, tasks=[task])
     columns = {
-        "env steps to the threshold": steps(study, ordered),
-        "final return": medians(study, ordered, "final_return", 1),
-        "seconds of training": medians(study, ordered, "learn_seconds"),
+        "env steps to the threshold": steps(alone, ordered),
+        "final return": medians(alone, ordered, "final_return", 1),
+        "seconds of training": medians(alone, ordered, "learn_seconds"),
     }
     return pd.DataFrame(
         {
@@ -255,9 +255,9 @@ def interval(value: Estimate) -> str:
 
 
 @cache
-def pooled(study: Study, score: str, name: str) -> Estimate:
-    """The agent's interquartile mean of ``score`` over all tasks and seeds."""
-    return estimate(iqm, study.samples(name, score))
+def pooled(study: Study, score: str, name: str, tasks: tuple[Task, ...] | None = None) -> Estimate:
+    """The agent's interquartile mean of ``score`` over seeds and tasks; None: all tasks."""
+    return estimate(iqm, study.samples(name, score, tasks))
 
 
 @cache
@@ -269,14 +269,12 @@ def improved(study: Study, measure: str, name: str, reference: str | None, tasks
     """
     sign = COMPARED[measure]
     ours = [sign * array for array in study.samples(name, measure, tasks)]
-    others = [study.best_tuned(measure, task) if reference is None else reference for task in tasks]
-    if None in others:
-        raise ValueError(f"no tuned agent ran on {tasks[others.index(None)].id}")
-    theirs = [
-        sign * study.samples(other, measure, [task])[0]
-        for other, task in zip(others, tasks, strict=True)
-        if other is not None
-    ]
+    theirs = []
+    for task in tasks:
+        other = reference or study.best_tuned(measure, task)
+        if other is None:
+            raise ValueError(f"no tuned agent ran on {task.id}")
+        theirs += [sign * array for array in study.samples(other, measure, [task])]
     return estimate(probability_of_improvement, ours, theirs)
 
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from experiments.files import write_atomically
 from experiments.report.page import markdown_table
 from experiments.rows import Rows
+from experiments.runs import EVALUATION_SEED
 from storm_rl import STORMPlusPG
 
 # Lower and upper bound of each dimension; a task takes as many as it has.
@@ -72,7 +73,7 @@ def train(task: str, bounds: str, seed: int, budget: int) -> float:
         return make(task, bounds)
 
     model = STORMPlusPG("MlpPolicy", make_vec_env(made, n_envs=8, seed=seed), seed=seed, device="cpu").learn(budget)
-    mean, _ = evaluate_policy(model, make_vec_env(made, n_envs=10, seed=1_000_000), n_eval_episodes=EPISODES)
+    mean, _ = evaluate_policy(model, make_vec_env(made, n_envs=10, seed=EVALUATION_SEED), n_eval_episodes=EPISODES)
     return float(np.mean(mean))
 
 

@@ -9,7 +9,6 @@ error of it.
 from pathlib import Path
 from typing import Annotated, Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -23,7 +22,7 @@ from experiments.files import write_atomically
 from experiments.plots import COLOURS, MARKERS, new_figure, save
 from experiments.report.page import markdown_table
 from experiments.rows import Row, Rows
-from experiments.trained import TRAINED, visited
+from experiments.trained import TRAINED, played, visited
 from storm_rl import STORMPlusPG
 from storm_rl.best_subset import best_subset, outputs, select_size
 
@@ -85,19 +84,13 @@ def explained(model: STORMPlusPG, task_id: str, n_states: int) -> list[Row]:
 
 def held_return(model: STORMPlusPG, task_id: str, entries: tuple[int, ...], means: npt.NDArray[np.float64]) -> float:
     """Mean return of the deterministic policy that sees ``entries`` alone, and the others at their mean."""
-    env, total = gymnasium.make(task_id), 0.0
-    for episode in range(EPISODES):
-        observation, _ = env.reset(seed=1_000_000 + episode)
-        over = False
-        while not over:
-            seen = means.astype(observation.dtype)
-            seen[list(entries)] = observation[list(entries)]
-            action, _ = model.predict(seen, deterministic=True)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total += float(reward)
-            over = terminated or truncated
-    env.close()
-    return total / EPISODES
+
+    def act(observation: npt.NDArray[Any]) -> Any:
+        seen = means.astype(observation.dtype)
+        seen[list(entries)] = observation[list(entries)]
+        return model.predict(seen, deterministic=True)[0]
+
+    return sum(reward for _, reward in played(act, task_id, EPISODES)) / EPISODES
 
 
 def recovered(rho: float, snr: float, seed: int) -> list[Row]:

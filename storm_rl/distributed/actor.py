@@ -285,8 +285,8 @@ def stacked(batches: Sequence[Observations]) -> Observations:
     return np.stack(batches)
 
 
-def joined(batches: Sequence[Observations], axis: int = 0) -> Observations:
-    """Batches of observations one after the other along a dimension."""
+def joined(batches: Sequence[Observations]) -> Observations:
+    """Batches of observations one after the other."""
     if isinstance(batches[0], dict):
-        return {key: np.concatenate([batch[key] for batch in batches], axis) for key in batches[0]}
-    return np.concatenate(batches, axis)
+        return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    return np.concatenate(batches)
