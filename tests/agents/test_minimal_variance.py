@@ -93,6 +93,11 @@ def test_systematic_draws_have_their_probabilities_exactly(batch_size: float) ->
     assert mean == pytest.approx(GRADIENTS.mean(axis=0), abs=1e-9)
 
 
+def test_a_start_at_a_samples_end_takes_the_next_one_that_can_be_drawn() -> None:
+    assert systematic_places(np.array([0.0, 0.5, 0.5]), 0.0).tolist() == [1]
+    assert systematic_places(np.array([0.5, 0.0, 0.5]), 0.5).tolist() == [2]
+
+
 def test_passes_draw_each_sample_as_often_as_its_probability_says() -> None:
     passes = SystematicPasses(np.random.default_rng(0))
     equal = np.full(24, 4 / 24)

@@ -97,12 +97,13 @@ def summary(table: pd.DataFrame, spread: pd.DataFrame) -> str:
     for fit in FITS:
         part = table[table["fit"] == fit]
         steps, n_fits = int(part["steps"].max()), len(part) // len(METHODS)
-        missed = int((~part["reached"] & part["method"].isin(OTHERS)).sum())
+        missed, uniforms = (int((~part["reached"] & part["method"].isin(each)).sum()) for each in (OTHERS, [CONTROL]))
         parts += [
             f"## {fit.capitalize()}: {n_fits} fits of {steps} steps",
             "Steps until the loss on the fit's data that the library's uniform minibatches have at the end, in "
             f"multiples of what uniform minibatches with other draws need. Asked were {GOAL}. Not reached in {LONGER} "
-            f"times the steps, and counted as that: {missed} of {n_fits * len(OTHERS)}.",
+            f"times the steps, and counted as that: {missed} of {n_fits * len(OTHERS)}, and {uniforms} of {n_fits} of "
+            "the uniform with other draws.",
             _methods(table, fit, "needed", CONTROL),
             "Processor time until then, norms and draws included, in the same units.",
             _methods(table, fit, "time", CONTROL),
@@ -118,8 +119,9 @@ def summary(table: pd.DataFrame, spread: pd.DataFrame) -> str:
             f"## Variances, {fit}",
             "Of the gradient of one minibatch, in multiples of the variance with equal probabilities, all under "
             "Poisson sampling; mean of the middle and the end of each fit. `least`: what exact norms leave; `+`: what "
-            "other norms add to it, with the floor. `even` is E[‖g‖]² / E[‖g‖²], the least for minibatches "
-            "of a vanishing share of the samples. `signal`: squared norm of the mean gradient.",
+            "other norms add to it, with the floor; in the middle those 80 steps old are from before the first step. "
+            "`even` is E[‖g‖]² / E[‖g‖²], the least for minibatches of a vanishing share of the samples. `signal`: "
+            "squared norm of the mean gradient.",
             _variances(spread[(spread["fit"] == fit) & (spread["at"] > 0)]),
             "The same before the first step.",
             _variances(spread[(spread["fit"] == fit) & (spread["at"] == 0)]),
@@ -137,10 +139,12 @@ def _methods(table: pd.DataFrame, fit: str, column: str, reference: str) -> str:
 
 
 def _lower(table: pd.DataFrame, fit: str, column: str, last: str) -> str:
+    before = f"{column.split('_')[0]}_0"
     rows = []
-    for method in (UNIFORM, *OTHERS):
-        found = by_task(ratios(table, fit, method, column, UNIFORM, last))
-        rows.append({"minibatches": method, **{task: text(each, 3) for task, each in found.items()}})
+    shown = [("before the fit", UNIFORM, before), *((method, method, column) for method in (UNIFORM, *OTHERS))]
+    for name, method, of in shown:
+        found = by_task(ratios(table, fit, method, of, UNIFORM, last))
+        rows.append({"minibatches": name, **{task: text(each, 3) for task, each in found.items()}})
     return markdown_table(pd.DataFrame(rows))
 
 
