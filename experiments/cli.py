@@ -30,6 +30,7 @@ from experiments.studies.gradient_error import gradient_error
 from experiments.studies.inputs import inputs
 from experiments.studies.optimisers import optimisers
 from experiments.studies.saddles import saddles
+from experiments.studies.sampling import sampling
 from experiments.studies.tabular_regret import tabular_regret
 from experiments.studies.throughput import throughput
 from experiments.studies.tune_family import tune_family
@@ -159,7 +160,7 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
 
 for study in (
     *(ablations, action_bounds, actors, certify, deep_policies, inputs, optimisers, gradient_error, tabular_regret),
-    saddles,
+    *(saddles, sampling),
     *(throughput, tune_family, confirm_family, fuzz),
 ):
     app.command()(_alone(study))
