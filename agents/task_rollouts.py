@@ -79,8 +79,8 @@ class Policies:
         outputs, log_std = self._outputs(parameters, observations)
         if self.discrete:
             # Largest of logits with Gumbel noise.
-            return np.argmax(outputs + generator.gumbel(size=outputs.shape), axis=-1)
-        return (outputs + np.exp(log_std) * generator.standard_normal(outputs.shape)).astype(np.float32)
+            return np.asarray(np.argmax(outputs + generator.gumbel(size=outputs.shape), axis=-1))
+        return np.asarray(outputs + np.exp(log_std) * generator.standard_normal(outputs.shape), dtype=np.float32)
 
     def _outputs(self, parameters: Any, observations: Any) -> tuple[Any, Any]:
         """Logits or means ``(k, b, n_outputs)``, and log standard deviations; of numpy's arrays or torch's."""
@@ -120,8 +120,15 @@ class Rollouts(NamedTuple):
         half = self.returns.shape[1] // 2
         size = half * (self.mask.shape[1] // self.returns.shape[1])
         chosen = slice(None, size) if first else slice(size, None)
-        tensors = [tensor[:, chosen] for tensor in self[:-1]]
-        return Rollouts(*tensors, self.returns[:, :half] if first else self.returns[:, half:])
+        returns = self.returns[:, :half] if first else self.returns[:, half:]
+        return Rollouts(
+            self.observations[:, chosen],
+            self.actions[:, chosen],
+            self.log_prob[:, chosen],
+            self.advantages[:, chosen],
+            self.mask[:, chosen],
+            returns,
+        )
 
     def states(self, size: int, generator: torch.Generator) -> Tensor:
         """``size`` observations of each task, drawn with replacement from those where an action was taken."""
@@ -168,7 +175,8 @@ def collect(
         seen.append(scaled)
         actions.append(action)
         flat = action.reshape(env.num_envs, *action.shape[2:])
-        observations, reward, done, _ = env.step(flat if policies.discrete else flat * policies.action_scale)
+        after, reward, done, _ = env.step(flat if policies.discrete else flat * policies.action_scale)
+        observations = np.asarray(after)
         rewards.append(reward)
         alive.append(alive[-1] & ~done)
         if not alive[-1].any():

@@ -83,7 +83,8 @@ class DrawnPendulum(PendulumEnv):
 
     def step(self, u: Any) -> Any:
         """As gymnasium's."""
-        return super().step(self.torque_gain * np.clip(u, -self.max_torque, self.max_torque))
+        torque = self.torque_gain * np.clip(u, -self.max_torque, self.max_torque)
+        return super().step(torque)  # type: ignore[no-untyped-call]
 
 
 class _Drawn(BatchedEnv):
