@@ -1,7 +1,7 @@
 r"""Implicit MAML: a start from which few natural steps solve a task (Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019).
 
 A task's *inner problem* is to lower its loss near the start :math:`\theta`, and the start is learned for what comes of
-it (equations 3 to 5 of the paper, arXiv 1909.04630, which has :math:`D = \frac12 \lVert \phi - \theta \rVert^2`):
+it (arXiv 1909.04630, where :math:`D = \frac12 \lVert \phi - \theta \rVert^2`, equation 4):
 
 .. math::
     \phi_i^*(\theta) = \arg\min_\phi \; L_i(\phi) + \lambda D_i(\theta, \phi), \qquad
@@ -219,8 +219,7 @@ def lvc_losses(log_prob: Tensor, behaviour_log_prob: Tensor, advantages: Tensor,
 
     The *low variance curvature* surrogate (Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP", ICLR 2019). At
     :math:`\phi = \mu` its gradient is the policy gradient. Its Hessian is that of the return less the terms in which
-    a step's score meets the scores of the steps before it: these change where later actions are taken, and what is left
-    out vanishes at a maximum.
+    a step's score meets the scores of the steps before it: these change where later actions are taken.
     """
     ratios = (log_prob - behaviour_log_prob).exp()
     return -torch.where(mask, ratios * advantages, 0.0).sum(dim=1) / mask.sum(dim=1)

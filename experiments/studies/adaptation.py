@@ -32,6 +32,7 @@ N_TASKS = 12  # Of a meta-update.
 EPISODES = 16  # Of a task that is not trained on, for each step.
 STEPS = 5
 VALIDATED_AFTER = 3
+SHOWN = (0, 1, 2, 3, 5)
 # Tasks that are not trained on: their number, and a seed that no training has.
 TASKS = {"validation": (6, 1_000_000), "held out": (20, 2_000_000)}
 
@@ -154,9 +155,12 @@ def chosen_rules(rows: pd.DataFrame) -> pd.DataFrame:
     return held_out[picked]
 
 
-def _cell(group: pd.DataFrame, step: int) -> str:
+def _cell(group: pd.DataFrame, step: int, difference: bool = False) -> str:
+    """The mean and its interval; a difference whose interval does not hold 0 in bold."""
     returns = group[group["step"] == step].sort_values("seed")["return"].to_numpy()
-    return "{:.0f} [{:.0f}, {:.0f}]".format(*estimate(_mean, [returns]))
+    value, low, high = estimate(_mean, [returns])
+    text = f"{value:.0f} [{low:.0f}, {high:.0f}]"
+    return f"**{text}**" if difference and (low > 0.0 or high < 0.0) else text
 
 
 def summary(rows: pd.DataFrame, checks: pd.DataFrame) -> str:
@@ -165,15 +169,17 @@ def summary(rows: pd.DataFrame, checks: pd.DataFrame) -> str:
     chosen = chosen_rules(rows)
     for (family, start), group in chosen.groupby(["family", "start"], sort=False):
         line = {"family": family, "start": start, "rule": group["rule"].iloc[0]}
-        found.append({**line, **{f"{step} steps": _cell(group, step) for step in (0, 1, 2, 3, 5)}})
+        found.append({**line, **{f"after {step}": _cell(group, step) for step in SHOWN}})
         ours = chosen[(chosen["family"] == family) & (chosen["start"] == "implicit MAML")]
         if start != "implicit MAML":
             pairs = ours.merge(group, on=["family", "seed", "step"])
             pairs["return"] = pairs["return_x"] - pairs["return_y"]
             differences.append(
                 {"family": family, "implicit MAML less": start}
-                | {f"{step} steps": _cell(pairs, step) for step in (0, 1, 2, 3, 5)}
+                | {f"after {step}": _cell(pairs, step, difference=True) for step in SHOWN}
             )
+    held_out = rows[(rows["tasks"] == "held out") & (rows["step"] == VALIDATED_AFTER)]
+    by_rule = held_out.pivot_table("return", ["family", "start"], "rule", sort=False).map("{:.0f}".format)
     seeds = rows["seed"].nunique()
     table = checks.assign(error=checks["error"].map("{:.1e}".format)).pivot(
         index="inner_steps", columns="gradient", values="error"
@@ -196,19 +202,12 @@ def summary(rows: pd.DataFrame, checks: pd.DataFrame) -> str:
     return (
         f"# Adaptation\n\n{text}\n\n{markdown_table(pd.DataFrame(found))}\n\n"
         "Differences, seed by seed; an interval without 0 is in bold.\n\n"
-        f"{markdown_table(pd.DataFrame(differences).map(_bold))}\n\n"
+        f"{markdown_table(pd.DataFrame(differences))}\n\n"
+        f"Return after {VALIDATED_AFTER} steps by each rule.\n\n{markdown_table(by_rule.reset_index())}\n\n"
         "# Meta-gradients\n\nRelative error to the gradient of the bilevel objective, on small MDPs with exact losses, "
         "and the bytes that autograd saved at the most, for networks on episodes of cart-poles.\n\n"
         f"{markdown_table(gradients)}\n"
     )
-
-
-def _bold(cell: str) -> str:
-    """A difference whose interval does not hold 0, in bold."""
-    if "[" not in cell or "nan" in cell:
-        return cell
-    low, high = (float(end) for end in cell.split("[")[1].rstrip("]").split(", "))
-    return f"**{cell}**" if low > 0.0 or high < 0.0 else cell
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:

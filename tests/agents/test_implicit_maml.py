@@ -149,9 +149,9 @@ def test_with_a_margin_only_an_indefinite_hessian_is_scaled_down() -> None:
     torch.testing.assert_close(first_order.value, outer)
 
 
-def network_problems(seed: int = 0) -> tuple[InnerProblems, Policies, Tensor, Tensor]:
+def network_problems(seed: int = 0, hidden: tuple[int, ...] = (4,)) -> tuple[InnerProblems, Policies, Tensor, Tensor]:
     family = FAMILIES["pendulums"]
-    policies = Policies(family.make().action_space, (1.0, 1.0, 4.0), (4,))
+    policies = Policies(family.make().action_space, (1.0, 1.0, 4.0), hidden)
     states = random(2, 6, 3, seed=seed)
     parameters = 0.5 * random(2, policies.n_parameters, seed=seed)
     actions, advantages = random(2, 6, 1, seed=seed + 1), random(2, 6, seed=seed + 2)
@@ -165,6 +165,32 @@ def network_problems(seed: int = 0) -> tuple[InnerProblems, Policies, Tensor, Te
         return policies.kl(start, found, states) + 0.05 * (found - start).square().sum(dim=1)
 
     return InnerProblems(loss, divergence), policies, parameters, states
+
+
+def test_with_a_network_the_kls_own_hessian_and_mixed_derivatives_are_taken() -> None:
+    problems, policies, parameters, _ = network_problems(hidden=(2,))
+    strength, steps = 3.0, 6 * policies.n_parameters
+
+    def solved(start: Tensor) -> Tensor:
+        # Tasks do not see each other: the second row of each is left out.
+        def paired(row: Tensor) -> Tensor:
+            return torch.cat([row, parameters[1:]])
+
+        single = InnerProblems(
+            lambda found: problems.loss(paired(found))[:1],
+            lambda origin, found: problems.divergence(paired(origin), paired(found))[:1],
+        )
+        return newton(single, start, strength)
+
+    solution = torch.cat([solved(parameters[:1]), parameters[1:]])
+    assert float((solution - parameters)[0].norm()) > 0.05
+    outer = torch.zeros_like(solution)
+    outer[0, 0], outer[0, 1] = solution[0, 0].cos(), 1.0
+    found = implicit_gradients(problems, parameters, solution, outer, strength, max_steps=steps).value[0]
+    move = 1e-4 * random(1, policies.n_parameters, seed=11)
+    above, below = (solved(parameters[:1] + sign * move)[0] for sign in (1.0, -1.0))
+    change = above[0].sin() + above[1] - below[0].sin() - below[1]
+    torch.testing.assert_close(2.0 * found @ move[0], change, rtol=1e-4, atol=0.0)
 
 
 def test_the_step_is_along_the_natural_gradient_of_the_damped_fisher_matrix() -> None:

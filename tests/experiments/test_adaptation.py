@@ -104,10 +104,15 @@ def test_the_rule_is_chosen_on_validation_tasks_and_reported_on_others() -> None
 
 
 def test_a_difference_is_bold_only_where_its_interval_leaves_0_out() -> None:
-    assert adaptation._bold("5 [1, 9]") == "**5 [1, 9]**"
-    assert adaptation._bold("-5 [-9, -1]") == "**-5 [-9, -1]**"
-    assert adaptation._bold("5 [-1, 9]") == "5 [-1, 9]"
-    assert adaptation._bold("5 [nan, nan]") == "5 [nan, nan]"
+    def cell(*values: float, difference: bool = True) -> str:
+        return adaptation._cell(pd.DataFrame({"seed": range(len(values)), "step": 1, "return": values}), 1, difference)
+
+    assert cell(5.0, 5.0) == "**5 [5, 5]**"
+    assert cell(-5.0, -5.0) == "**-5 [-5, -5]**"
+    assert cell(0.2, 0.2) == "**0 [0, 0]**"
+    assert cell(-1.0, 3.0) == "1 [-1, 3]"
+    assert cell(5.0) == "5 [nan, nan]"
+    assert cell(5.0, 5.0, difference=False) == "5 [5, 5]"
 
 
 def test_measured_rows_hold_every_gradient_and_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
