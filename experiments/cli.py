@@ -20,6 +20,7 @@ from experiments.storage import load_runs, pack
 from experiments.studies.ablations import ablations
 from experiments.studies.action_bounds import action_bounds
 from experiments.studies.actors.study import actors
+from experiments.studies.adaptation import adaptation
 from experiments.studies.agent_check import agent_check
 from experiments.studies.benchmark import run_benchmark, run_specs
 from experiments.studies.certify import certify
@@ -160,7 +161,7 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
 
 for study in (
     *(ablations, action_bounds, actors, certify, deep_policies, inputs, optimisers, gradient_error, tabular_regret),
-    *(saddles, sampling),
+    *(saddles, sampling, adaptation),
     *(throughput, tune_family, confirm_family, fuzz),
 ):
     app.command()(_alone(study))

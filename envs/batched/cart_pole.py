@@ -31,8 +31,6 @@ class BatchedCartPole(BatchedEnv):
     theta_threshold_radians = 12 * 2 * np.pi / 360
     x_threshold = 2.4
 
-    _forces = np.array([-force_mag, force_mag])
-
     def _initial_state(self, generator: np.random.Generator, options: dict[str, Any] | None) -> Sequence[float]:
         low, high = maybe_parse_reset_bounds(options, -0.05, 0.05)
         return generator.uniform(low=low, high=high, size=4)  # type: ignore[return-value]
@@ -40,7 +38,8 @@ class BatchedCartPole(BatchedEnv):
     def _advance(self, actions: NDArray[Any]) -> tuple[Doubles, NDArray[np.bool_]]:
         x, x_dot, theta, theta_dot = self.state
         cos, sin = np.cos(theta), np.sin(theta)
-        temp = (self._forces[actions] + self.polemass_length * (theta_dot * theta_dot) * sin) / self.total_mass
+        forces = np.where(actions == 1, self.force_mag, -self.force_mag)
+        temp = (forces + self.polemass_length * (theta_dot * theta_dot) * sin) / self.total_mass
         theta_acceleration = (self.gravity * sin - cos * temp) / (
             self.length * (4.0 / 3.0 - self.masspole * (cos * cos) / self.total_mass)
         )

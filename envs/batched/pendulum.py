@@ -28,6 +28,7 @@ class BatchedPendulum(BatchedEnv):
     g = 10.0
     m = 1.0
     l = 1.0  # noqa: E741
+    inverse_inertia = 3.0 / (m * l**2)
 
     def _initial_state(self, generator: np.random.Generator, options: dict[str, Any] | None) -> Sequence[float]:
         options = options or {}
@@ -42,7 +43,7 @@ class BatchedPendulum(BatchedEnv):
         torque = np.clip(actions[:, 0], -self.max_torque, self.max_torque)
         angle = (theta + np.pi) % (2 * np.pi) - np.pi
         costs = angle * angle + 0.1 * (theta_dot * theta_dot) + 0.001 * (torque * torque)
-        acceleration = 3 * self.g / (2 * self.l) * np.sin(theta) + 3.0 / (self.m * self.l**2) * torque
+        acceleration = 3 * self.g / (2 * self.l) * np.sin(theta) + self.inverse_inertia * torque
         theta_dot += acceleration * self.dt
         np.clip(theta_dot, -self.max_speed, self.max_speed, out=theta_dot)
         theta += theta_dot * self.dt
