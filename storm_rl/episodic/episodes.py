@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from storm_rl.common.checks import own_copy
-from storm_rl.common.policies import ObservationBatch
+from storm_rl.common.policies import ObservationBatch, map_observations
 
 
 class TrajectoryBatch(NamedTuple):
@@ -114,15 +114,11 @@ class EpisodeRecorder:
         """The episodes in the order in which they started, as tensors on ``device``."""
         spans = self.quota.spans
 
-        def flat(steps: list[npt.NDArray[Any]]) -> Tensor:
+        def flat(*steps: npt.NDArray[Any]) -> Tensor:
             stacked = np.stack(steps)
             return torch.as_tensor(np.concatenate([stacked[a:b, env] for env, a, b in spans]), device=device)
 
         lengths = torch.tensor([end - begin for _, begin, end in spans], device=device)
         mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
-        if isinstance(self._observations[0], dict):
-            keys = self._observations[0]
-            observations: ObservationBatch = {key: flat([step[key] for step in self._observations]) for key in keys}
-        else:
-            observations = flat(self._observations)
-        return TrajectoryBatch(observations, flat(self._actions), pad(flat(self._rewards), mask), mask)
+        observations = map_observations(flat, *self._observations)
+        return TrajectoryBatch(observations, flat(*self._actions), pad(flat(*self._rewards), mask), mask)

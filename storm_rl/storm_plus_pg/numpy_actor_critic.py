@@ -125,10 +125,7 @@ class NumpyActorCritic:
         return NumpyActor(self, observations)
 
     def fit_critic(self, observations: ObservationBatch, targets: Tensor, minibatches: Iterable[Tensor]) -> float:
-        """A step of the policy's Adam on the squared error of each minibatch; gives the mean of their losses.
-
-        Arguments are those of ``ActorCritic.fit_critic``.
-        """
+        """As ``ActorCritic.fit_critic``."""
         optimizer, parameters = self.policy.optimizer, self.policy.critic_parameters()
         if not has_plain_adam(optimizer, parameters):
             return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
@@ -346,9 +343,12 @@ def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
     """The network that ``modules`` make in a row, with their own parameters; None if they are of other kinds."""
     arrays: list[Array] = []
     activations: list[type[nn.Module]] = []
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    if any(each.device.type != "cpu" or each.dtype not in (torch.float32, torch.float64) for each in parameters):
+        return None
     # Exact types: a subclass may compute anything.
     for module in (part for whole in modules for part in whole.modules() if type(part) is not nn.Sequential):
-        if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
+        if type(module) is nn.Linear and module.bias is not None:
             arrays += [module.weight.detach().numpy(), module.bias.detach().numpy()]
             activations.append(nn.Identity)
         elif type(module) in (nn.Tanh, nn.ReLU) and activations and activations[-1] is nn.Identity:
@@ -374,19 +374,15 @@ def _features_of(policy: StandardisedActorCriticPolicy, extractor: BaseFeaturesE
     """What a network of ``policy`` sees of raw observations, ``(n, features_dim)``, by the present statistics."""
     space = policy.observation_space
     inner = extractor.extractor if type(extractor) is StandardisedFeatures else extractor
-    if type(inner) is FlattenExtractor and isinstance(space, spaces.Box) and not is_image_space(space):
-        return _flat_features(extractor)
+    if type(inner) is not FlattenExtractor or not isinstance(space, spaces.Box) or is_image_space(space):
 
-    @torch.no_grad()
-    def extracted(observations: ObservationBatch) -> Array:
-        found: Array = BaseModel.extract_features(policy, observations, extractor).numpy()
-        return found
+        @torch.no_grad()
+        def extracted(observations: ObservationBatch) -> Array:
+            found: Array = BaseModel.extract_features(policy, observations, extractor).numpy()
+            return found
 
-    return extracted
-
-
-def _flat_features(extractor: BaseFeaturesExtractor) -> Features:
-    if not isinstance(extractor, StandardisedFeatures):
+        return extracted
+    if type(extractor) is not StandardisedFeatures:
         return _flattened
     (statistics,) = extractor.statistics.running.values()
     assert isinstance(statistics, RunningMeanStd)
@@ -414,7 +410,3 @@ def _is_changed(part: object) -> bool:
     # Torch has no public way to ask for hooks.
     own, kind = vars(part), type(part)
     return any(map(own.get, _HOOKS)) or any(callable(own[name]) and hasattr(kind, name) for name in own)
-
-
-def _in_numpy(*tensors: Tensor) -> bool:
-    return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)

@@ -124,12 +124,6 @@ def _input_layers(policy: StandardisedActorCriticPolicy) -> tuple[nn.Linear, nn.
     return (linear[0], linear[1]) if plain else None
 
 
-def _has_statistics(policy: StandardisedActorCriticPolicy) -> bool:
-    """Whether all statistics have seen an observation."""
-    running = policy.observation_statistics.running.values() if policy.normalize_observations else ()
-    return all(float(statistics.get_buffer("count")) > 0.0 for statistics in running)
-
-
 class PolicyRecursion:
     r"""``d_t``, ``a_t`` and ``eta_t`` for flat policy gradients.
 
@@ -272,7 +266,8 @@ class PolicyRecursion:
         But for the first statistics: new networks are made for standardised observations, and become another policy by
         them. The recursion begins again there.
         """
-        if not _has_statistics(policy):
+        running = policy.observation_statistics.running.values() if policy.normalize_observations else ()
+        if any(float(statistics.get_buffer("count")) == 0.0 for statistics in running):
             policy.update_observation_statistics(observations)
             self.restart()
             return
