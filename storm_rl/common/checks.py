@@ -86,10 +86,10 @@ def check_transition(
     Raises:
         ValueError: A NaN or infinite reward (float32 is what is learned from) or observation; names which.
     """
-    parts = [(0, key, batch) for key, batch in (("reward", np.asarray(rewards)), *_parts(observations, "observation"))]
+    parts = [(0, *part) for part in _parts(rewards, "reward") + _parts(observations, "observation")]
     for index in np.flatnonzero(dones).tolist():
         if (terminal := infos[index].get("terminal_observation")) is not None:
-            parts += [(index, key, part[None]) for key, part in _parts(terminal, "terminal observation")]
+            parts += [(index, key, batch[None]) for key, batch in _parts(terminal, "terminal observation")]
     for first, key, batch in parts:
         finite = _finite_rows(batch)
         if finite is not None:

@@ -28,12 +28,7 @@ def pad(values: Tensor, mask: Tensor) -> Tensor:
     """Place ``values``, ``(*leading, n_true)``, at the true entries of ``mask``, in order; zeros elsewhere.
 
     Gives the shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
-
-    Raises:
-        ValueError: If there is not one value for each true entry.
     """
-    if values.shape[-1] != int(mask.sum()):
-        raise ValueError(f"{values.shape[-1]} values for a mask with {int(mask.sum())} true entries")
     padded = values.new_zeros(*values.shape[:-1], *mask.shape)
     padded[..., mask] = values
     return padded
@@ -60,14 +55,13 @@ class EpisodeQuota:
         self._n_started = min(n_envs, n_episodes)
         self._begun_at = np.zeros(n_envs, dtype=np.int64)
         self._n_steps = 0
-        self._n_ended = 0
         self.spans: list[tuple[int, int, int]] = [(-1, 0, 0)] * n_episodes
         """For each episode its environment, its first vector step and the one after its last."""
 
     @property
     def filled(self) -> bool:
         """Whether every episode of the batch has ended."""
-        return self._n_ended == self._n_episodes
+        return not (self.playing >= 0).any()
 
     def record(self, dones: npt.NDArray[np.bool_]) -> None:
         """Take note of one vector step and of the episodes that it ended."""
@@ -75,7 +69,6 @@ class EpisodeQuota:
         self.idle_steps += int((self.playing < 0).sum())
         for env in np.flatnonzero(dones & (self.playing >= 0)):
             self.spans[self.playing[env]] = (int(env), int(self._begun_at[env]), self._n_steps)
-            self._n_ended += 1
             self._begun_at[env] = self._n_steps
             self.playing[env] = self._n_started if self._n_started < self._n_episodes else -1
             self._n_started += int(self.playing[env] >= 0)

@@ -132,9 +132,9 @@ class PolicyRecursion:
         \eta_t &= \Big( \sum_{i \le t} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
 
     with :math:`g'_t` the gradient at the previous parameters on the data of :math:`g_t`, and :math:`M` the metric of
-    the step, in which :math:`\eta_t` has no unit. The paper (see :mod:`storm_rl.optim.recursion`) has :math:`M = I`, a
-    schedule of :math:`a_t`, and :math:`b_i = a_{i+1}`. Here :math:`a_t` is measured (:meth:`next_momentum`), so that
-    the next one is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
+    the step, in which :math:`\eta_t` has no unit. The paper (see :class:`~storm_rl.optim.STORMPlus`) has
+    :math:`M = I`, a schedule of :math:`a_t`, and :math:`b_i = a_{i+1}`. Here :math:`a_t` is measured
+    (:meth:`next_momentum`), so that the next one is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
 
     Gradients come as those of ``k`` independent parts of the window of rollouts, ``(k, n)``; their mean is ``g_t``.
 
