@@ -129,9 +129,17 @@ class STORMPlusPGVariant(STORMPlusPG):
             return super()._weigh(actor, batch, parameters)
         log_prob = actor.distribution(parameters).log_prob(batch.actions)
         per_decision = self.weights == "per_decision"
-        weights = segment_weights(log_prob, batch.behaviour_log_prob, batch.segment_ends, per_decision, self.max_weight)
+        ends = self._segment_ends(len(batch.advantages))
+        weights = segment_weights(log_prob, batch.behaviour_log_prob, ends, per_decision, self.max_weight)
         # Products run over whole stretches of time, and parts are cut anywhere.
         return lambda log_prob, part: weights[part]
+
+    def _segment_ends(self, size: int) -> Tensor:
+        """Boolean, for each of the newest transitions: whether it is an episode's last, or its environment's."""
+        window = self.window.newest_rollouts(size // self.window.newest.dones.numel())
+        ends = torch.cat([rollout.dones for rollout in window.rollouts])
+        ends[-1] = True
+        return ends.T.reshape(-1)
 
 
 class PlainMomentum(PolicyRecursion):

@@ -6,7 +6,7 @@ import math
 import numbers
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -18,9 +18,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
-Algorithm = TypeVar("Algorithm", bound=Any)
+from storm_rl.common.policies import map_observations
 
-_UNTOUCHED = "The policy and all statistics are as before this rollout."
+Algorithm = TypeVar("Algorithm", bound=Any)
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
@@ -56,17 +56,20 @@ def check_learning_rate(name: str, value: Any) -> Any:
 
     Otherwise ``TypeError``, or ``ValueError`` for a number out of range: a step of it may not fit in float32.
     """
-    right = "a number in [0, 1e6] or a schedule"
-    if callable(value):
-        try:
-            float(value(1.0))
-        except Exception as error:
-            raise TypeError(f"{name} must be {right}; {value!r} gives no number for 1.0: {error}") from error
-        return value
-    _check_number(name, value, right)
-    if not 0.0 <= value <= 1e6:
-        raise ValueError(f"{name} must be {right}, got {value!r}.")
-    return float(value)
+    if not callable(value):
+        check_range(f"{name} (or a schedule)", value, 0.0, 1e6)
+        return float(value)
+    try:
+        float(value(1.0))
+    except Exception as error:
+        raise TypeError(f"{name} must be a number or a schedule; {value!r} gives no number for 1.0: {error}") from error
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def _check_number(name: str, value: Any, right: str) -> None:
@@ -83,23 +86,17 @@ def check_transition(
     Raises:
         ValueError: A NaN or infinite reward (float32 is what is learned from) or observation; names which.
     """
-    finite = _finite_rows(np.asarray(rewards))
-    if finite is not None:
-        index = int(np.argmin(finite))
-        raise ValueError(
-            f"environment {index} gave reward {rewards[index]} at env step {step}; rewards must be finite "
-            f"in float32. {_UNTOUCHED}"
-        )
-    parts = [(0, key, batch) for key, batch in _parts(observations, "observation")]
+    parts = [(0, *part) for part in _parts(rewards, "reward") + _parts(observations, "observation")]
     for index in np.flatnonzero(dones).tolist():
         if (terminal := infos[index].get("terminal_observation")) is not None:
-            parts += [(index, key, part[None]) for key, part in _parts(terminal, "terminal observation")]
+            parts += [(index, key, batch[None]) for key, batch in _parts(terminal, "terminal observation")]
     for first, key, batch in parts:
         finite = _finite_rows(batch)
         if finite is not None:
             row = int(np.argmin(finite))
             raise ValueError(
-                f"environment {first + row} gave a NaN or infinite {key} at env step {step}: {batch[row]}. {_UNTOUCHED}"
+                f"environment {first + row} gave {key} {batch[row]} at env step {step}; it must be finite in float32. "
+                "The policy and all statistics are as before this rollout."
             )
 
 
@@ -123,9 +120,7 @@ def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
 
 def own_copy(observations: Any) -> Any:
     """A copy to keep, because a VecEnv may reuse its arrays; in C order as a loaded one, which sums depend on."""
-    if isinstance(observations, dict):
-        return {key: own_copy(part) for key, part in observations.items()}
-    return np.array(observations, order="C")
+    return map_observations(lambda part: np.array(part, order="C"), observations)
 
 
 def check_policy_outputs(step: int, **outputs: Tensor) -> None:
@@ -200,7 +195,12 @@ def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], 
 
     @functools.wraps(train)
     def guarded(self: Algorithm) -> None:
-        before, n_updates = _snapshot(self), self._n_updates
+        # A copy only of what an update writes in place: modules and optimizers; all else it replaces.
+        before = {
+            name: _copied(state) if isinstance(attrgetter(name)(self), (nn.Module, torch.optim.Optimizer)) else state
+            for name, state in self.get_parameters().items()
+        }
+        n_updates = self._n_updates
         try:
             train(self)
             if (name := not_finite_name(self.get_parameters())) is not None:
@@ -215,14 +215,6 @@ def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], 
             raise
 
     return guarded
-
-
-def _snapshot(algorithm: Any) -> dict[str, Any]:
-    """``get_parameters()``, copied where an update writes in place: modules and optimizers do, all else is replaced."""
-    return {
-        name: _copied(state) if isinstance(attrgetter(name)(algorithm), (nn.Module, torch.optim.Optimizer)) else state
-        for name, state in algorithm.get_parameters().items()
-    }
 
 
 def _copied(state: Any) -> Any:

@@ -127,14 +127,20 @@ def _decode(state: Any, current: Any, path: str) -> Any:
         array = np.frombuffer(state["bytes"].numpy().tobytes(), dtype=np.dtype(state["dtype"])).reshape(state["shape"])
         return array.copy() if kind == "array" else array[()]
     if kind == "dict":
-        held = current if isinstance(current, dict) else {}
+        known = current if isinstance(current, dict) else {}
         result: dict[Any, Any] = OrderedDict() if isinstance(current, OrderedDict) else {}
         for key, entry in state["items"]:
             name = _decode(key, None, path)
-            result[name] = _decode(entry, held.get(name), f"{path}[{name!r}]")
+            result[name] = _decode(entry, known.get(name), f"{path}[{name!r}]")
         return result
     if kind in ("list", "tuple", "deque"):
-        return _decode_sequence(state, current, path)
+        held = list(current) if isinstance(current, (list, tuple, deque)) else []
+        held += [None] * (len(state["items"]) - len(held))
+        pairs = enumerate(zip(state["items"], held, strict=False))
+        entries = [_decode(entry, now, f"{path}[{index}]") for index, (entry, now) in pairs]
+        if kind == "deque":
+            return deque(entries, maxlen=current.maxlen if isinstance(current, deque) else None)
+        return tuple(entries) if kind == "tuple" else entries
     if kind == "generator" and current is None:  # gymnasium's environments have none before their first reset.
         current = np.random.Generator(getattr(np.random, _decode(state["state"], None, path)["bit_generator"])())
     if current is None or not isinstance(current, _CHANGED_IN_PLACE.get(kind, object)):
@@ -152,15 +158,6 @@ def _decode(state: Any, current: Any, path: str) -> Any:
     else:
         _decode_object(state, current, path)
     return current
-
-
-def _decode_sequence(state: dict[str, Any], current: Any, path: str) -> Any:
-    held = list(current) if isinstance(current, (list, tuple, deque)) else []
-    held += [None] * (len(state["items"]) - len(held))
-    entries = [_decode(entry, held[index], f"{path}[{index}]") for index, entry in enumerate(state["items"])]
-    if state["kind"] == "deque":
-        return deque(entries, maxlen=current.maxlen if isinstance(current, deque) else None)
-    return tuple(entries) if state["kind"] == "tuple" else entries
 
 
 def _decode_object(state: dict[str, Any], current: Any, path: str) -> None:

@@ -24,21 +24,18 @@ import torch
 from torch import Tensor
 
 
-def per_step_weights(
-    target_log_prob: Tensor, behaviour_log_prob: Tensor, max_weight: float | None = None, mask: Tensor | None = None
-) -> Tensor:
+def per_step_weights(target_log_prob: Tensor, behaviour_log_prob: Tensor, max_weight: float | None = None) -> Tensor:
     r""":math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`, one ratio a step; any shape.
 
     Args:
         target_log_prob: ``log pi(a|s)``.
         behaviour_log_prob: ``log mu(a|s)``.
         max_weight: Larger weights become it. None: no bound.
-        mask: Where false, the weight is 0 whatever the log-probabilities are.
 
     Raises:
-        ValueError: If shapes differ, the mask leaves nothing, ``max_weight`` is not positive or a weight not finite.
+        ValueError: If shapes differ, ``max_weight`` is not positive or a weight not finite.
     """
-    return masked(_exponentiate(_log_ratio(target_log_prob, behaviour_log_prob, mask), max_weight), mask)
+    return _exponentiate(_log_ratio(target_log_prob, behaviour_log_prob, None), max_weight)
 
 
 def per_decision_weights(
@@ -51,16 +48,17 @@ def per_decision_weights(
     r""":math:`w_h = \prod_{k \le h} \pi(a_k | s_k) / \mu(a_k | s_k)`, the weight of the reward at ``h``.
 
     Args:
-        target_log_prob: ``log pi(a|s)``, shape ``(n_episodes, n_steps)``.
-        behaviour_log_prob: ``log mu(a|s)``, the same shape.
-        mask: Boolean, the same shape; the weight is 0 where it is false.
-        max_weight: As in `per_step_weights`.
+        target_log_prob: As in `per_step_weights`, shape ``(n_episodes, n_steps)``; so are the next and ``max_weight``.
+        behaviour_log_prob: See above.
+        mask: Boolean, the same shape; the weight is 0 where it is false. None: all steps were taken.
+        max_weight: See above.
         self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so that they
             cannot overflow. An episode that has ended stays in that mean with its last weight, as an episode in an
             absorbing state would; leaving it out would also divide by the probability of being alive.
 
     Raises:
-        ValueError: As `per_step_weights`; also if self-normalisation meets a step whose weights are all 0.
+        ValueError: As `per_step_weights`; if the mask leaves nothing; if self-normalisation meets a step whose weights
+            are all 0.
     """
     check_padded("log-probabilities", target_log_prob)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).cumsum(dim=1)

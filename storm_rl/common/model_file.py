@@ -63,7 +63,12 @@ def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, is no model, or another algorithm's.
     """
-    content = _read(path)
+    if isinstance(path, (str, Path)):
+        # As SB3 looks for it: first the name as given.
+        content = (Path(path) if Path(path).is_file() else Path(f"{path}.zip")).read_bytes()
+    else:
+        path.seek(0)
+        content = path.read()
     name, wanted = f"file {str(path)!r}" if isinstance(path, (str, Path)) else "the file", algorithms[0]
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -84,11 +89,3 @@ def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]
             f"{', '.join(sorted(members)) or 'nothing'}."
         )
     return content, {} if stored is None else torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-
-
-def _read(path: ModelPath) -> bytes:
-    if isinstance(path, (str, Path)):
-        # As SB3 looks for it: first the name as given.
-        return (Path(path) if Path(path).is_file() else Path(f"{path}.zip")).read_bytes()
-    path.seek(0)
-    return path.read()

@@ -1,6 +1,6 @@
 """Actor-critic policies that carry their observation statistics and the scale of their values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,19 +25,21 @@ def batch_size(observations: ObservationBatch) -> int:
     return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
+def map_observations(function: Callable[..., Any], *batches: Any) -> Any:
+    """``function`` of batches of observations, or entry by entry for Dict observations."""
+    if isinstance(batches[0], dict):
+        return {key: function(*(batch[key] for batch in batches)) for key in batches[0]}
+    return function(*batches)
+
+
 def select(observations: ObservationBatch, index: Tensor | slice) -> ObservationBatch:
-    """The rows ``index``, entry by entry for Dict observations."""
-    if isinstance(observations, dict):
-        return {key: part[index] for key, part in observations.items()}
-    return observations[index]
+    """The rows ``index``."""
+    return map_observations(lambda part: part[index], observations)  # type: ignore[no-any-return]
 
 
 def concatenate(batches: list[ObservationBatch]) -> ObservationBatch:
     """One batch after the other."""
-    dicts = [batch for batch in batches if isinstance(batch, dict)]
-    if dicts:
-        return {key: torch.cat([batch[key] for batch in dicts]) for key in dicts[0]}
-    return torch.cat([batch for batch in batches if not isinstance(batch, dict)])
+    return map_observations(lambda *parts: torch.cat(parts), *batches)  # type: ignore[no-any-return]
 
 
 class RunningMeanStd(nn.Module):
@@ -376,13 +378,6 @@ class StandardisedMultiInputActorCriticPolicy(StandardisedActorCriticPolicy):
     """:class:`StandardisedActorCriticPolicy` for Dict observations: SB3's ``CombinedExtractor``."""
 
     default_features_extractor = CombinedExtractor
-
-
-POLICY_ALIASES: dict[str, type[BasePolicy]] = {
-    "MlpPolicy": StandardisedActorCriticPolicy,
-    "CnnPolicy": StandardisedActorCriticCnnPolicy,
-    "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
-}
 
 
 def noise_features(latent: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from storm_rl.common.checks import check_device, check_integer, check_learning_r
 from storm_rl.common.environment_state import environment_state, restore_environment
 from storm_rl.common.model_file import ModelPath, add_run_state, read_model, write_atomically
 from storm_rl.common.policies import (
-    POLICY_ALIASES,
     StandardisedActorCriticCnnPolicy,
+    StandardisedActorCriticPolicy,
     StandardisedMultiInputActorCriticPolicy,
     batch_size,
 )
@@ -38,7 +38,11 @@ _OBSERVATION_SPACES = (*_ACTION_SPACES, spaces.Dict)
 class ResumableAlgorithm(BaseAlgorithm):
     """SB3's ``BaseAlgorithm`` whose saved models go on exactly, and whose errors say what would be right."""
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": StandardisedActorCriticPolicy,
+        "CnnPolicy": StandardisedActorCriticCnnPolicy,
+        "MultiInputPolicy": StandardisedMultiInputActorCriticPolicy,
+    }
     attribute_of: ClassVar[dict[str, str]] = {"stats_window_size": "_stats_window_size"}  # What SB3 names otherwise.
 
     # Between a step of the environments and its place in `_last_obs`; true also after a rollout that failed.

@@ -65,7 +65,7 @@ class StretchWindow(RolloutWindow):
             part = select(observations, slice(start, end))
             found.append(window.transitions(part, networks, gamma, gae_lambda))
             start = end
-        tensors: list[Any] = [torch.cat(parts) for parts in zip(*(batch[1:7] for batch in found), strict=True)]
+        tensors: list[Any] = [torch.cat(parts) for parts in zip(*(batch[1:6] for batch in found), strict=True)]
         return Transitions(observations, *tensors)
 
     def _is_whole(self) -> bool:

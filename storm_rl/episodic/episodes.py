@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from storm_rl.common.checks import own_copy
-from storm_rl.common.policies import ObservationBatch
+from storm_rl.common.policies import ObservationBatch, map_observations
 
 
 class TrajectoryBatch(NamedTuple):
@@ -28,12 +28,7 @@ def pad(values: Tensor, mask: Tensor) -> Tensor:
     """Place ``values``, ``(*leading, n_true)``, at the true entries of ``mask``, in order; zeros elsewhere.
 
     Gives the shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
-
-    Raises:
-        ValueError: If there is not one value for each true entry.
     """
-    if values.shape[-1] != int(mask.sum()):
-        raise ValueError(f"{values.shape[-1]} values for a mask with {int(mask.sum())} true entries")
     padded = values.new_zeros(*values.shape[:-1], *mask.shape)
     padded[..., mask] = values
     return padded
@@ -60,14 +55,13 @@ class EpisodeQuota:
         self._n_started = min(n_envs, n_episodes)
         self._begun_at = np.zeros(n_envs, dtype=np.int64)
         self._n_steps = 0
-        self._n_ended = 0
         self.spans: list[tuple[int, int, int]] = [(-1, 0, 0)] * n_episodes
         """For each episode its environment, its first vector step and the one after its last."""
 
     @property
     def filled(self) -> bool:
         """Whether every episode of the batch has ended."""
-        return self._n_ended == self._n_episodes
+        return not (self.playing >= 0).any()
 
     def record(self, dones: npt.NDArray[np.bool_]) -> None:
         """Take note of one vector step and of the episodes that it ended."""
@@ -75,7 +69,6 @@ class EpisodeQuota:
         self.idle_steps += int((self.playing < 0).sum())
         for env in np.flatnonzero(dones & (self.playing >= 0)):
             self.spans[self.playing[env]] = (int(env), int(self._begun_at[env]), self._n_steps)
-            self._n_ended += 1
             self._begun_at[env] = self._n_steps
             self.playing[env] = self._n_started if self._n_started < self._n_episodes else -1
             self._n_started += int(self.playing[env] >= 0)
@@ -114,15 +107,11 @@ class EpisodeRecorder:
         """The episodes in the order in which they started, as tensors on ``device``."""
         spans = self.quota.spans
 
-        def flat(steps: list[npt.NDArray[Any]]) -> Tensor:
+        def flat(*steps: npt.NDArray[Any]) -> Tensor:
             stacked = np.stack(steps)
             return torch.as_tensor(np.concatenate([stacked[a:b, env] for env, a, b in spans]), device=device)
 
         lengths = torch.tensor([end - begin for _, begin, end in spans], device=device)
         mask = torch.arange(int(lengths.max()), device=device)[None, :] < lengths[:, None]
-        if isinstance(self._observations[0], dict):
-            keys = self._observations[0]
-            observations: ObservationBatch = {key: flat([step[key] for step in self._observations]) for key in keys}
-        else:
-            observations = flat(self._observations)
-        return TrajectoryBatch(observations, flat(self._actions), pad(flat(self._rewards), mask), mask)
+        observations = map_observations(flat, *self._observations)
+        return TrajectoryBatch(observations, flat(*self._actions), pad(flat(*self._rewards), mask), mask)

@@ -1,7 +1,7 @@
 """The base of the algorithms that learn from whole trajectories: collection, two-point gradients, steps, critic."""
 
 import copy
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from storm_rl.common.checks import (
     acting,
     all_or_nothing,
+    check_choice,
     check_integer,
     check_policy_outputs,
     check_range,
@@ -142,11 +143,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             setattr(self, name, check_integer(name, getattr(self, name), 1))
         check_range("gamma", self.gamma, 0.0, 1.0)
         check_range("critic_learning_rate", self.critic_learning_rate, 0.0, 1e6)
-        if self.estimator not in ("gpomdp", "reinforce"):
-            raise ValueError(f"estimator must be 'gpomdp' or 'reinforce', got {self.estimator!r}")
-        if self.weights not in ("per_decision", "trajectory"):
-            raise ValueError(f"weights must be 'per_decision' or 'trajectory', got {self.weights!r}")
-        returns.check_baseline(self.baseline)
+        check_choice("estimator", self.estimator, get_args(Estimator))
+        check_choice("weights", self.weights, ("per_decision", "trajectory"))
+        check_choice("baseline", self.baseline, get_args(returns.Baseline))
         if self.estimator == "reinforce" and (self.baseline == "state_value" or self.weights == "per_decision"):
             raise ValueError("estimator='reinforce' needs weights='trajectory' and no state_value baseline")
         if self.max_weight is not None:

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from storm_rl.common.checks import check_choice
 from storm_rl.common.importance_weights import check_mask, check_padded, masked
 
 Baseline = Literal["none", "average", "leave_one_out", "state_value"]
@@ -30,12 +31,6 @@ Baseline = Literal["none", "average", "leave_one_out", "state_value"]
 - ``leave_one_out``: the mean over the *other* episodes that reach the step, 0 where there is none. Unbiased.
 - ``state_value``: a critic's ``V(s_k)``. Unbiased if the critic was fitted on other data.
 """
-
-
-def check_baseline(baseline: str) -> None:
-    """Raise ``ValueError`` unless ``baseline`` is one of `Baseline`."""
-    if baseline not in get_args(Baseline):
-        raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}; got {baseline!r}")
 
 
 def discount_factors(n_steps: int, gamma: float, like: Tensor) -> Tensor:
@@ -76,7 +71,7 @@ def reinforce_advantages(
     """
     check_padded("rewards", rewards)
     check_mask(mask, rewards)
-    check_baseline(baseline)
+    check_choice("baseline", baseline, get_args(Baseline))
     if baseline == "state_value":
         raise ValueError("REINFORCE has one baseline an episode; state_value needs GPOMDP or actor-critic")
     if weights is None:
@@ -119,9 +114,17 @@ def gpomdp_advantages(
     """
     check_padded("rewards", rewards)
     check_mask(mask, rewards)
-    check_baseline(baseline)
+    check_choice("baseline", baseline, get_args(Baseline))
     factors = discount_factors(rewards.shape[1], gamma, rewards)
-    weights = _broadcast_weights(weights, rewards, mask)
+    weights = torch.ones_like(rewards) if weights is None else weights
+    if weights.shape == rewards.shape[:1]:
+        weights = weights[:, None].expand_as(rewards)
+    if weights.shape != rewards.shape:
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)}; one a step, {tuple(rewards.shape)}, or one an "
+            f"episode, ({len(rewards)},), is needed"
+        )
+    weights = masked(weights.detach(), mask)
     weighted = weights * masked(rewards.detach(), mask) * factors
     to_go = masked(weighted.flip(1).cumsum(dim=1).flip(1), mask)
     if (values is None) == (baseline == "state_value"):
@@ -132,19 +135,6 @@ def gpomdp_advantages(
         check_mask(mask, values)
         expected = masked(values.detach(), mask) * factors
     return masked(to_go - weights * expected, mask)
-
-
-def _broadcast_weights(weights: Tensor | None, rewards: Tensor, mask: Tensor) -> Tensor:
-    if weights is None:
-        return masked(torch.ones_like(rewards), mask)
-    if weights.shape == rewards.shape[:1]:
-        weights = weights[:, None].expand_as(rewards)
-    if weights.shape != rewards.shape:
-        raise ValueError(
-            f"weights have shape {tuple(weights.shape)}; one a step, {tuple(rewards.shape)}, or one an "
-            f"episode, ({len(rewards)},), is needed"
-        )
-    return masked(weights.detach(), mask)
 
 
 def _batch_baseline(weighted_returns: Tensor, weights: Tensor, baseline: Baseline) -> Tensor:

@@ -1,19 +1,8 @@
-r"""The recursions on lists of tensors: the one place where their equations stand.
+r"""The recursion of ``d`` on lists of tensors, and the rules for ``a`` and ``eta`` on sums of squares.
 
-Minimise :math:`f(x) = E_\xi[f(x; \xi)]` with :math:`g_t = \nabla f(x_t; \xi_t)` and :math:`d_1 = g_1`
-(Levy, Kavis, Cevher, NeurIPS 2021, Algorithm 1, arXiv 2111.01040):
-
-.. math::
-    a_{t+1} &= (1 + \sum_{i \le t} \lVert g_i \rVert^2)^{-2/3} \\
-    \eta_t &= (\sum_{i \le t} \lVert d_i \rVert^2 / a_{i+1})^{-1/3} \\
-    x_{t+1} &= x_t - \eta_t d_t \\
-    d_{t+1} &= \nabla f(x_{t+1}; \xi_{t+1}) + (1 - a_{t+1}) (d_t - \nabla f(x_t; \xi_{t+1}))
-
-Indices matter: ``a_{t+1}`` knows the gradients up to ``t`` only, ``eta_t`` divides by ``a_{i+1}`` and not by
-``a_i``, and the last line takes both gradients on the *same* sample.
-
-STORM (Cutkosky, Orabona, NeurIPS 2019, arXiv 1905.10018) and META-STORM (Liu et al., arXiv 2209.14853) keep the last
-two lines and choose ``a`` and ``eta`` differently.
+The docstrings of :class:`~storm_rl.optim.STORMPlus`, :class:`~storm_rl.optim.STORM` and
+:class:`~storm_rl.optim.MetaSTORM` put them together. Indices matter: ``a_{t+1}`` knows the gradients up to ``t`` only,
+STORM+'s ``eta_t`` divides by ``a_{i+1}`` and not by ``a_i``, and ``d`` takes both gradients on the *same* sample.
 """
 
 import math

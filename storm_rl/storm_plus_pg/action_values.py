@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 
 from storm_rl.common.checks import check_finite
@@ -50,7 +51,8 @@ class ActionValueCritic(nn.Module):
     def __init__(self, policy: StandardisedActorCriticPolicy) -> None:
         super().__init__()
         n_inputs = policy.vf_features_extractor.features_dim + spaces.flatdim(policy.action_space)
-        self.networks = nn.ModuleList(_network(n_inputs) for _ in range(2)).to(policy.device)
+        networks = (nn.Sequential(*create_mlp(n_inputs, 1, [N_UNITS, N_UNITS])) for _ in range(2))
+        self.networks = nn.ModuleList(networks).to(policy.device)
         self.optimizer = torch.optim.Adam(self.parameters())
 
     @torch.no_grad()
@@ -200,11 +202,6 @@ def nonnegative_slopes(inputs: Tensor, targets: Tensor, weights: Tensor) -> Tens
         return both
     alone = (moments / square.diagonal().clamp(min=torch.finfo(square.dtype).tiny)).clamp(min=0.0)
     return torch.where(torch.arange(2, device=alone.device) == (alone * moments).argmax(), alone, 0.0)
-
-
-def _network(n_inputs: int) -> nn.Sequential:
-    hidden = nn.Linear(n_inputs, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, N_UNITS), nn.ReLU()
-    return nn.Sequential(*hidden, nn.Linear(N_UNITS, 1))
 
 
 def sampled_gain(sampled: SampledActions, distribution: Distribution, part: slice, max_weight: float | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from stable_baselines3.common.distributions import Distribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -53,21 +53,22 @@ class ActorCritic:
             targets: In units of ``policy.value_scale``, ``(n,)``.
             minibatches: Indices of transitions, one tensor a step.
         """
-        policy, features = self.policy, None
+        policy = self.policy
         if not policy.critic_learns_features:
             with torch.no_grad():
                 features = policy.critic_features(observations)
+            return self.regress(policy.scaled_values, policy.optimizer, features, targets, minibatches)
 
         def loss_of(index: Tensor) -> Tensor:
-            seen = policy.critic_features(select(observations, index)) if features is None else features[index]
+            seen = policy.critic_features(select(observations, index))
             return functional.mse_loss(policy.scaled_values(seen), targets[index])
 
         return _descend(policy.optimizer, map(loss_of, minibatches))
 
     def regress(
         self,
-        network: nn.Module,
-        optimizer: torch.optim.Adam,
+        network: Callable[[Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
         inputs: Tensor,
         targets: Tensor,
         minibatches: Iterable[Tensor],

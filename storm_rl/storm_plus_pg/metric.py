@@ -38,7 +38,9 @@ class FisherMetric:
         """Add a rollout's states; drop the oldest rollout and thin out the others to an equal share."""
         self.rollouts = [*self.rollouts, observations][-self.n_rollouts :]
         share = self.max_states // len(self.rollouts)
-        self.rollouts = [subsample(rollout, share) for rollout in self.rollouts]
+        for index, rollout in enumerate(self.rollouts):
+            if (size := batch_size(rollout)) > share:
+                self.rollouts[index] = select(rollout, torch.randperm(size)[:share])
 
     @property
     def states(self) -> ObservationBatch:
@@ -56,12 +58,6 @@ class FisherMetric:
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore the remembered states."""
         self.rollouts = list(state["rollouts"])
-
-
-def subsample(observations: ObservationBatch, size: int) -> ObservationBatch:
-    """At most ``size`` observations, drawn without replacement."""
-    available = batch_size(observations)
-    return observations if available <= size else select(observations, torch.randperm(available)[:size])
 
 
 def mean_kl(old: Distribution, new: Distribution) -> Tensor:

@@ -125,28 +125,51 @@ class NumpyActorCritic:
         return NumpyActor(self, observations)
 
     def fit_critic(self, observations: ObservationBatch, targets: Tensor, minibatches: Iterable[Tensor]) -> float:
-        """A step of the policy's Adam on the squared error of each minibatch; gives the mean of their losses.
-
-        Arguments are those of ``ActorCritic.fit_critic``.
-        """
-        optimizer, parameters = self.policy.optimizer, self.policy.critic_parameters()
-        if not has_plain_adam(optimizer, parameters):
-            return ActorCritic(self.policy).fit_critic(observations, targets, minibatches)
-        features = self._critic_features(observations)
-        return fit_network(self.critic_network, parameters, optimizer, features, targets, minibatches)
+        """As ``ActorCritic.fit_critic``."""
+        policy = self.policy
+        if not has_plain_adam(policy.optimizer, policy.critic_parameters()):
+            return ActorCritic(policy).fit_critic(observations, targets, minibatches)
+        network = nn.Sequential(policy.mlp_extractor.value_net, policy.value_head.linear)
+        features = torch.from_numpy(self._critic_features(observations))
+        return self.regress(network, policy.optimizer, features, targets, minibatches)
 
     def regress(
         self,
         network: nn.Module,
-        optimizer: torch.optim.Adam,
+        optimizer: torch.optim.Optimizer,
         inputs: Tensor,
         targets: Tensor,
         minibatches: Iterable[Tensor],
     ) -> float:
-        """As ``ActorCritic.regress``."""
-        arrays, parameters = mlp_from_modules(network), list(network.parameters())
-        assert arrays is not None
-        return fit_network(arrays, parameters, optimizer, inputs.numpy(), targets, minibatches)
+        """As ``ActorCritic.regress``, for a plain Adam. All parameters are one vector: six would take far longer."""
+        mlp, parameters = mlp_from_modules(network), list(network.parameters())
+        assert mlp is not None
+        rows, columns = inputs.numpy(), targets.numpy().reshape(-1, 1)
+        states = [optimizer.state[parameter] for parameter in parameters]
+        theta = mlp.flat()
+        mlp, gradient = mlp.with_parameters(theta), np.empty_like(theta)
+        gradients = mlp.split(gradient)
+        adam = NumpyAdam(optimizer.param_groups[0], states, theta)
+        workspaces: dict[int, list[list[Array]]] = {}
+        losses = []
+        for indices in minibatches:
+            index, size = indices.numpy(), indices.numel()
+            if size not in workspaces:
+                workspaces[size] = [mlp.empty_layers(size) for _ in range(3)]
+            layers, derivatives, deltas = workspaces[size]
+            values = mlp.forward(rows.take(index, axis=0), layers)
+            errors = np.subtract(values[-1], columns.take(index, axis=0), out=deltas[-1])
+            losses.append(float(np.vdot(errors, errors)) / size)
+            errors *= 2.0 / size
+            arrived = mlp.backward(mlp.activation_derivatives(values, derivatives), errors, deltas)
+            mlp.gradient(values, arrived, gradients)
+            adam.step(theta, gradient)
+        parts = zip(parameters, *map(mlp.split, (theta, adam.mean, adam.square)), strict=True)
+        for parameter, value, mean, square in parts:
+            parameter.data.copy_(torch.from_numpy(value))
+            moments = {"exp_avg": torch.tensor(mean), "exp_avg_sq": torch.tensor(square)}
+            optimizer.state[parameter] = {"step": torch.tensor(float(adam.n_steps)), **moments}
+        return float(np.mean(losses))
 
     def _critic_features(self, observations: ObservationBatch) -> Array:
         return _features_of(self.policy, self.policy.vf_features_extractor)(observations)
@@ -154,47 +177,6 @@ class NumpyActorCritic:
 
 Networks = ActorCritic | NumpyActorCritic
 """Either form of a policy's networks."""
-
-
-def fit_network(
-    network: NumpyMLP,
-    parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    inputs: Array,
-    targets: Tensor,
-    minibatches: Iterable[Tensor],
-) -> float:
-    """A step of Adam on the squared error of each minibatch; gives the mean of their losses.
-
-    ``network`` has one output and the values of ``parameters``, whose states in ``optimizer`` follow. All parameters
-    are one vector: six would take far longer.
-    """
-    columns = targets.numpy().reshape(-1, 1)
-    states = [optimizer.state[parameter] for parameter in parameters]
-    theta = network.flat()
-    network, gradient = network.with_parameters(theta), np.empty_like(theta)
-    gradients = network.split(gradient)
-    adam = NumpyAdam(optimizer.param_groups[0], states, theta)
-    workspaces: dict[int, list[list[Array]]] = {}
-    losses = []
-    for index in minibatches:
-        rows, size = index.numpy(), index.numel()
-        if size not in workspaces:
-            workspaces[size] = [network.empty_layers(size) for _ in range(3)]
-        layers, derivatives, deltas = workspaces[size]
-        values = network.forward(inputs.take(rows, axis=0), layers)
-        errors = np.subtract(values[-1], columns.take(rows, axis=0), out=deltas[-1])
-        losses.append(float(np.vdot(errors, errors)) / size)
-        errors *= 2.0 / size
-        arrived = network.backward(network.activation_derivatives(values, derivatives), errors, deltas)
-        network.gradient(values, arrived, gradients)
-        adam.step(theta, gradient)
-    parts = zip(parameters, *map(network.split, (theta, adam.mean, adam.square)), strict=True)
-    for parameter, value, mean, square in parts:
-        parameter.data.copy_(torch.from_numpy(value))
-        moments = {"exp_avg": torch.tensor(mean), "exp_avg_sq": torch.tensor(square)}
-        optimizer.state[parameter] = {"step": torch.tensor(float(adam.n_steps)), **moments}
-    return float(np.mean(losses))
 
 
 class NumpyAdam:
@@ -346,9 +328,12 @@ def mlp_from_modules(*modules: nn.Module) -> NumpyMLP | None:
     """The network that ``modules`` make in a row, with their own parameters; None if they are of other kinds."""
     arrays: list[Array] = []
     activations: list[type[nn.Module]] = []
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    if any(each.device.type != "cpu" or each.dtype not in (torch.float32, torch.float64) for each in parameters):
+        return None
     # Exact types: a subclass may compute anything.
     for module in (part for whole in modules for part in whole.modules() if type(part) is not nn.Sequential):
-        if type(module) is nn.Linear and module.bias is not None and _in_numpy(module.weight, module.bias):
+        if type(module) is nn.Linear and module.bias is not None:
             arrays += [module.weight.detach().numpy(), module.bias.detach().numpy()]
             activations.append(nn.Identity)
         elif type(module) in (nn.Tanh, nn.ReLU) and activations and activations[-1] is nn.Identity:
@@ -374,19 +359,15 @@ def _features_of(policy: StandardisedActorCriticPolicy, extractor: BaseFeaturesE
     """What a network of ``policy`` sees of raw observations, ``(n, features_dim)``, by the present statistics."""
     space = policy.observation_space
     inner = extractor.extractor if type(extractor) is StandardisedFeatures else extractor
-    if type(inner) is FlattenExtractor and isinstance(space, spaces.Box) and not is_image_space(space):
-        return _flat_features(extractor)
+    if type(inner) is not FlattenExtractor or not isinstance(space, spaces.Box) or is_image_space(space):
 
-    @torch.no_grad()
-    def extracted(observations: ObservationBatch) -> Array:
-        found: Array = BaseModel.extract_features(policy, observations, extractor).numpy()
-        return found
+        @torch.no_grad()
+        def extracted(observations: ObservationBatch) -> Array:
+            found: Array = BaseModel.extract_features(policy, observations, extractor).numpy()
+            return found
 
-    return extracted
-
-
-def _flat_features(extractor: BaseFeaturesExtractor) -> Features:
-    if not isinstance(extractor, StandardisedFeatures):
+        return extracted
+    if type(extractor) is not StandardisedFeatures:
         return _flattened
     (statistics,) = extractor.statistics.running.values()
     assert isinstance(statistics, RunningMeanStd)
@@ -414,7 +395,3 @@ def _is_changed(part: object) -> bool:
     # Torch has no public way to ask for hooks.
     own, kind = vars(part), type(part)
     return any(map(own.get, _HOOKS)) or any(callable(own[name]) and hasattr(kind, name) for name in own)
-
-
-def _in_numpy(*tensors: Tensor) -> bool:
-    return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)

@@ -135,28 +135,16 @@ class Jacobian:
         self.network.gradient(self.values, self._deltas, self.network.split(out))
 
 
-def _tanh(layer: Array) -> None:
-    np.tanh(layer, out=layer)
-
-
 def _tanh_derivative(outputs: Array, out: Array) -> Array:
-    np.square(outputs, out=out)
-    np.subtract(1.0, out, out=out)
-    return out
+    return np.subtract(1.0, np.square(outputs, out=out), out=out)
 
 
-def _relu(layer: Array) -> None:
-    np.maximum(layer, 0.0, out=layer)
-
-
-def _relu_derivative(outputs: Array, out: Array) -> Array:
-    np.greater(outputs, 0.0, out=out)
-    return out
-
-
-_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Array], None], Callable[[Array, Array], Array | None]]] = {
-    nn.Tanh: (_tanh, _tanh_derivative),
-    nn.ReLU: (_relu, _relu_derivative),
+_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Array], object], Callable[[Array, Array], Array | None]]] = {
+    nn.Tanh: (lambda layer: np.tanh(layer, out=layer), _tanh_derivative),
+    nn.ReLU: (
+        lambda layer: np.maximum(layer, 0.0, out=layer),
+        lambda outputs, out: np.greater(outputs, 0.0, out=out),
+    ),
     nn.Identity: (lambda layer: None, lambda outputs, out: None),
 }
 """What puts each activation in its argument's place, and its derivative, from its output, in the second argument."""

@@ -124,12 +124,6 @@ def _input_layers(policy: StandardisedActorCriticPolicy) -> tuple[nn.Linear, nn.
     return (linear[0], linear[1]) if plain else None
 
 
-def _has_statistics(policy: StandardisedActorCriticPolicy) -> bool:
-    """Whether all statistics have seen an observation."""
-    running = policy.observation_statistics.running.values() if policy.normalize_observations else ()
-    return all(float(statistics.get_buffer("count")) > 0.0 for statistics in running)
-
-
 class PolicyRecursion:
     r"""``d_t``, ``a_t`` and ``eta_t`` for flat policy gradients.
 
@@ -138,9 +132,9 @@ class PolicyRecursion:
         \eta_t &= \Big( \sum_{i \le t} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
 
     with :math:`g'_t` the gradient at the previous parameters on the data of :math:`g_t`, and :math:`M` the metric of
-    the step, in which :math:`\eta_t` has no unit. The paper (see :mod:`storm_rl.optim.recursion`) has :math:`M = I`, a
-    schedule of :math:`a_t`, and :math:`b_i = a_{i+1}`. Here :math:`a_t` is measured (:meth:`next_momentum`), so that
-    the next one is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
+    the step, in which :math:`\eta_t` has no unit. The paper (see :class:`~storm_rl.optim.STORMPlus`) has
+    :math:`M = I`, a schedule of :math:`a_t`, and :math:`b_i = a_{i+1}`. Here :math:`a_t` is measured
+    (:meth:`next_momentum`), so that the next one is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
 
     Gradients come as those of ``k`` independent parts of the window of rollouts, ``(k, n)``; their mean is ``g_t``.
 
@@ -272,7 +266,8 @@ class PolicyRecursion:
         But for the first statistics: new networks are made for standardised observations, and become another policy by
         them. The recursion begins again there.
         """
-        if not _has_statistics(policy):
+        running = policy.observation_statistics.running.values() if policy.normalize_observations else ()
+        if any(float(statistics.get_buffer("count")) == 0.0 for statistics in running):
             policy.update_observation_statistics(observations)
             self.restart()
             return

@@ -23,6 +23,7 @@ from storm_rl.common.policies import (
     StandardisedActorCriticPolicy,
     concatenate,
     environment_actions,
+    map_observations,
     select,
 )
 from storm_rl.common.resumable_algorithm import ResumableAlgorithm
@@ -193,13 +194,11 @@ class Rollout:
     def next_observations(self) -> ObservationBatch:
         """Those after each step, flat; after the last step of an episode they are the next episode's first."""
 
-        def appended(batch: Any, further: Any) -> Any:
-            if isinstance(batch, dict):
-                return {key: appended(part, further[key]) for key, part in batch.items()}
+        def shifted(batch: Tensor, further: Tensor) -> Tensor:
             # SB3's buffer keeps a Discrete observation as (n, 1), environments give (n,).
             return torch.cat([batch[len(further) :], further.reshape(-1, *batch.shape[1:])])
 
-        return appended(self.observations, self.last_observations)  # type: ignore[no-any-return]
+        return map_observations(shifted, self.observations, self.last_observations)  # type: ignore[no-any-return]
 
 
 def rollout_from_buffer(
@@ -214,16 +213,14 @@ def rollout_from_buffer(
     ``truncations`` leads from the flat index of a step to the observation at which its episode was cut off.
     """
 
-    def flat(array: Any) -> Any:
-        if isinstance(array, dict):
-            return {key: flat(part) for key, part in array.items()}
+    def flat(array: np.ndarray) -> Tensor:
         return torch.as_tensor(array.reshape(-1, *array.shape[2:]).copy(), device=policy.device)
 
     actions = flat(buffer.actions).float()  # As SB3's buffer gives them.
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().flatten()
     return Rollout(
-        observations=flat(buffer.observations),
+        observations=map_observations(flat, buffer.observations),
         actions=actions,
         log_prob=torch.tensor(buffer.log_probs, device=policy.device),
         rewards=torch.tensor(buffer.rewards, device=policy.device),
@@ -243,8 +240,6 @@ class Transitions(NamedTuple):
     values: Tensor
     advantages: Tensor
     value_targets: Tensor
-    segment_ends: Tensor
-    """Boolean: the last transition of an episode, or of its environment's stretch in the window."""
     sampled: SampledActions | None = None
     """Further actions in these states, with what the action values say of them."""
 
@@ -325,10 +320,8 @@ class RolloutWindow:
             gamma,
             gae_lambda,
         )
-        ends = dones.clone()
-        ends[-1] = True
-        advantages, ends = by_environment(advantages), by_environment(ends)
-        return Transitions(observations, actions, behaviour_log_prob, values, advantages, values + advantages, ends)
+        advantages = by_environment(advantages)
+        return Transitions(observations, actions, behaviour_log_prob, values, advantages, values + advantages)
 
     def _order(self) -> Tensor:
         """From the order of collection, time first, to that of :class:`Transitions`."""

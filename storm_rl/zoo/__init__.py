@@ -3,8 +3,7 @@
 Importing this module needs nothing beyond the library: what needs the extra imports it when it is called.
 """
 
-from storm_rl.zoo.algorithms import ALGORITHMS, Range, ZooAlgorithm, get_algorithm
-from storm_rl.zoo.registration import register
+from storm_rl.zoo.algorithms import ALGORITHMS, Range, ZooAlgorithm, get_algorithm, register
 from storm_rl.zoo.settings import hyperparameter_file, hyperparameters
 
 __all__ = ["ALGORITHMS", "Range", "ZooAlgorithm", "get_algorithm", "hyperparameter_file", "hyperparameters", "register"]

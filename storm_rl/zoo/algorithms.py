@@ -1,5 +1,6 @@
 """The algorithms, one row each: RL Zoo, the benchmark, the documentation and the tests read them here."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -101,3 +102,27 @@ def sample_hyperparameters(
         else trial.suggest_categorical(argument, values)
         for argument, values in get_algorithm(algorithm).search_space.items()
     }
+
+
+class MissingExtraError(ImportError):
+    """What RL Zoo needs is not installed."""
+
+    def __init__(self, error: ImportError) -> None:
+        super().__init__(f'{error}. RL Zoo needs an extra: pip install "storm-rl[zoo]"', name=error.name)
+
+
+def register() -> None:
+    """Add the algorithms to RL Zoo's tables, the only way in, which all its scripts share. A second call does nothing.
+
+    Raises:
+        MissingExtraError: RL Zoo is not installed, or something that it needs.
+    """
+    try:
+        from rl_zoo3 import hyperparams_opt, utils
+    except ImportError as error:
+        raise MissingExtraError(error) from error
+    for name, row in ALGORITHMS.items():
+        utils.ALGOS[name] = row.algorithm
+        hyperparams_opt.HYPERPARAMS_SAMPLER[name] = functools.partial(sample_hyperparameters, name)
+        # Trials hold the constructor's arguments as they are.
+        hyperparams_opt.HYPERPARAMS_CONVERTER[name] = dict

@@ -7,8 +7,7 @@ import sys
 import traceback
 import warnings
 
-from storm_rl.zoo.algorithms import ALGORITHMS
-from storm_rl.zoo.registration import MissingExtraError, register
+from storm_rl.zoo.algorithms import ALGORITHMS, MissingExtraError, register
 from storm_rl.zoo.settings import hyperparameter_file
 
 # Name on the command line, and RL Zoo's module.

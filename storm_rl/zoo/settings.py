@@ -6,8 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from storm_rl.zoo.algorithms import get_algorithm
-from storm_rl.zoo.registration import MissingExtraError
+from storm_rl.zoo.algorithms import MissingExtraError, get_algorithm
 
 SETTINGS_FILE = Path(__file__).with_name("tuned_settings.json")
 """What the search found: by class name and environment, the constructor arguments that differ from the defaults."""

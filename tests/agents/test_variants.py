@@ -66,7 +66,7 @@ def test_products_of_ratios_as_weights(kind: str) -> None:
     with torch.no_grad():
         ratios = model.policy.get_distribution(batch.observations).log_prob(batch.actions) - batch.behaviour_log_prob
     start = 0
-    for end in batch.segment_ends.nonzero().flatten().tolist():
+    for end in model._segment_ends(len(ratios)).nonzero().flatten().tolist():
         part = ratios[start : end + 1]
         expected = part.cumsum(0) if kind == "per_decision" else part.sum().expand(len(part))
         torch.testing.assert_close(weights[start : end + 1], expected.exp(), rtol=1e-4, atol=1e-6)

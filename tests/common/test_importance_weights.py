@@ -23,8 +23,8 @@ BEHAVIOUR = log_probs([0.25, 0.8, 0.1], [0.3, 0.1, 0.7])
 
 def test_the_three_forms_by_hand() -> None:
     torch.testing.assert_close(
-        per_step_weights(TARGET, BEHAVIOUR, mask=MASK),
-        torch.tensor([[2.0, 0.5, 2.0], [3.0, 0.0, 0.0]], dtype=torch.float64),
+        per_step_weights(TARGET, BEHAVIOUR),
+        torch.tensor([[2.0, 0.5, 2.0], [3.0, 1.0, 1.0 / 7.0]], dtype=torch.float64),
     )
     torch.testing.assert_close(
         per_decision_weights(TARGET, BEHAVIOUR, MASK),
@@ -69,12 +69,17 @@ def test_overflow_nan_and_shapes_are_clear_errors(form) -> None:
         form(torch.tensor([[float("nan"), 0.0]]), near)
     with pytest.raises(ValueError, match=r"\(1, 2\).*\(2, 1\)"):
         form(near, near.T)
+    with pytest.raises(ValueError, match="max_weight must be positive"):
+        form(near, near, max_weight=0.0)
+
+
+@pytest.mark.parametrize("form", [per_decision_weights, trajectory_weights])
+def test_a_mask_that_is_not_boolean_or_leaves_nothing_is_refused(form) -> None:
+    near = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="false everywhere"):
         form(near, near, mask=torch.zeros(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="boolean"):
         form(near, near, mask=torch.ones(1, 2))
-    with pytest.raises(ValueError, match="max_weight must be positive"):
-        form(near, near, max_weight=0.0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])

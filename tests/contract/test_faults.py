@@ -85,7 +85,7 @@ def test_a_bad_observation_is_named(algorithm: Any, kind: str) -> None:
                 return observation, *rest
 
         env, policy = DictEnv(None, spaces.Dict({"position": VECTOR, "gear": spaces.Discrete(2)})), "MultiInputPolicy"
-        message = "infinite (terminal )?observation 'position' at env step 5"
+        message = "(terminal )?observation 'position' .* at env step 5"
     elif kind == "terminal":
 
         class EndsBadly(RandomEnv):
@@ -94,13 +94,13 @@ def test_a_bad_observation_is_named(algorithm: Any, kind: str) -> None:
                 ends = self.steps == 5
                 return (observation * np.nan if ends else observation), reward, False, ends, {}
 
-        env, policy, message = EndsBadly(), "MlpPolicy", "infinite terminal observation at env step 5"
+        env, policy, message = EndsBadly(), "MlpPolicy", "terminal observation .* at env step 5"
     else:
         env, policy = RandomEnv(fault=("observation", np.inf, 5)), "MlpPolicy"
-        message = "infinite (terminal )?observation at env step 5"
+        message = "(terminal )?observation .* at env step 5"
     model = small(algorithm, env, policy)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=f"environment 0 gave a NaN or {message}"):
+    with pytest.raises(ValueError, match=f"(?s)environment 0 gave {message}; it must be finite"):
         model.learn(100)
     assert_equal_states(before, snapshot(model))
 

@@ -252,7 +252,7 @@ def test_bias_of_the_biased_forms_is_what_the_documentation_says(form: str, dist
     def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
         behaviour = mdp.log_prob(current, t)
         if form == "per step":
-            weights = per_step_weights(log_prob, behaviour, mask=t.mask)
+            weights = per_step_weights(log_prob, behaviour)
             return score_surrogate(log_prob, weights * gpomdp_advantages(t.rewards, t.mask, mdp.gamma), t.mask)
         max_weight = 1.0 if form.startswith("truncated") else None
         weights = per_decision_weights(log_prob, behaviour, t.mask, max_weight, form.startswith("self"))
@@ -270,7 +270,7 @@ def test_the_bias_of_a_difference_of_per_step_gradients_does_not_vanish_with_the
     current = old + distance * logits_of(mdp, 1)
 
     def estimate(log_prob: Tensor, t: Trajectories) -> Tensor:
-        weights = per_step_weights(log_prob, mdp.log_prob(current, t), mask=t.mask)
+        weights = per_step_weights(log_prob, mdp.log_prob(current, t))
         return score_surrogate(log_prob, weights * gpomdp_advantages(t.rewards, t.mask, mdp.gamma), t.mask)
 
     found = expectation(mdp, current, current, estimate) - expectation(mdp, old, current, estimate)
@@ -308,7 +308,6 @@ def test_padding_changed_to_garbage_changes_nothing(value: float) -> None:
     def everything(rewards: Tensor, target: Tensor, behaviour: Tensor, values: Tensor) -> list[Tensor]:
         decision = per_decision_weights(target, behaviour, t.mask, self_normalise=True)
         return [
-            per_step_weights(target, behaviour, mask=t.mask),
             decision,
             trajectory_weights(target, behaviour, t.mask, self_normalise=True),
             defensive_weights(target, behaviour, target, 0.5, t.mask),

@@ -90,7 +90,7 @@ def batch_of(model: STORMPlusPG, n: int, value_of: Any) -> tuple[Transitions, Te
     actions = action_values.independent_sample(distribution).detach()
     log_prob = distribution.log_prob(actions).detach()
     zeros = torch.zeros(n)
-    batch = Transitions(observations, actions, log_prob, zeros, value_of(actions), zeros, zeros.bool())
+    batch = Transitions(observations, actions, log_prob, zeros, value_of(actions), zeros)
     return batch, distribution.distribution.probs[0].detach()  # type: ignore[union-attr]
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector
 
 from storm_rl.common.policies import StandardisedActorCriticPolicy, StandardisedMultiInputActorCriticPolicy
 from storm_rl.storm_plus_pg.metric import mean_kl
-from storm_rl.storm_plus_pg.recursion import move_observation_statistics
+from storm_rl.storm_plus_pg.recursion import PolicyRecursion, move_observation_statistics
 
 VECTOR = spaces.Box(-10.0, 10.0, (3,))
 IMAGE = spaces.Box(0, 255, (3, 36, 36), "uint8")
@@ -87,6 +87,15 @@ def test_a_gradient_follows_by_the_chain_rule() -> None:
     after = gradient()
     assert not torch.allclose(after, before, rtol=0.1)
     torch.testing.assert_close(change.gradient(before), after, rtol=1e-3, atol=1e-3)
+
+
+def test_the_recursion_begins_again_with_the_first_statistics_only() -> None:
+    policy = StandardisedActorCriticPolicy(VECTOR, spaces.Discrete(3), lambda _: 1e-3)
+    recursion, theta = PolicyRecursion(), parameters_to_vector(policy.actor_parameters()).detach()
+    for first in (True, False):
+        recursion.next_direction(theta, torch.ones(2, len(theta)), None)
+        recursion.follow_statistics(policy, observations(VECTOR, 3.0))
+        assert recursion.needs_previous is not first
 
 
 def test_own_extractors_and_unstandardised_observations_have_nothing_to_make_up_for() -> None:

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 
 from storm_rl.common.policies import StandardisedActorCriticPolicy
-from storm_rl.storm_plus_pg.metric import conjugate_gradient, fisher_vector_product, mean_kl
+from storm_rl.storm_plus_pg.metric import FisherMetric, conjugate_gradient, fisher_vector_product, mean_kl
+
+
+def test_the_metric_keeps_an_equal_share_of_distinct_states_of_each_recent_rollout() -> None:
+    metric = FisherMetric(damping=0.1, max_steps=10, n_rollouts=2, max_states=8)
+    for number in range(3):
+        metric.remember(10.0 * number + torch.arange(6.0))
+    states = metric.states
+    assert isinstance(states, Tensor)
+    assert len(set(states.tolist())) == 8
+    assert (states // 10.0).tolist() == [1.0] * 4 + [2.0] * 4
 
 
 def small_network(outputs: int) -> nn.Module:
