@@ -15,12 +15,12 @@ LEFT_OUT = (HERE / "results", HERE.parent / "agents" / "trained")
 
 def write_archive(folder: Path) -> Path:
     """Write a zip of the code into ``folder``. The same code makes the same file, which Ray sends once."""
-    path = folder / "storm-rl.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    written = folder / "storm-rl.zip"
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
         for package in PACKAGES:
             for path in sorted(package.rglob("*")):
                 if path.suffix in ENDINGS and not any(path.is_relative_to(other) for other in LEFT_OUT):
                     # Without its date.
                     archive.writestr(zipfile.ZipInfo(path.relative_to(package.parent).as_posix()), path.read_bytes())
         archive.writestr(zipfile.ZipInfo(REVISION_FILE), git_revision())
-    return path
+    return written
