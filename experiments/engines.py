@@ -226,12 +226,12 @@ def _connect(address: str) -> None:
 
 
 def _settle(future: "Future[Outcome]", done: "Future[Any]") -> None:
-    """Pass on what came of a run, with its own error in place of Ray's."""
+    """Pass on what came of a run: Ray's error with the traceback from there, but a full disk as itself."""
     try:
         outcome, error = Outcome(*done.result()), None
     except BaseException as raised:
         cause = getattr(raised, "cause", None)
-        error = cause if isinstance(cause, Exception) else raised
+        error = cause if isinstance(cause, OSError) and is_full_disk(cause) else raised
     with suppress(InvalidStateError):  # Given up already.
         if error is None:
             future.set_result(outcome)
