@@ -58,7 +58,7 @@ class Cluster:
         self.machines: list[subprocess.Popen[bytes]] = []
         self.head, self.other = documented()
         assert f"--address={HEAD}" in self.other
-        self.head += [f"--temp-dir={folder}", f"--ray-client-server-port={client_port}", "--include-dashboard=false"]
+        self.head += [f"--ray-client-server-port={client_port}", "--include-dashboard=false"]
         self.start(self.head, port=self.port, cpus=0)
 
     def add(self) -> subprocess.Popen[bytes]:
@@ -73,7 +73,9 @@ class Cluster:
         ]
         # As the console script does, which may not be on the path.
         start_ray = [sys.executable, "-P", "-c", "from ray.scripts.scripts import main; main()", *arguments]
-        start_ray += ["--block", "--disable-usage-stats"]
+        # A folder each: where two share one, the code that the second unpacks replaces what the first works in.
+        own = Path(tempfile.mkdtemp(dir=self.folder))
+        start_ray += ["--block", "--disable-usage-stats", f"--temp-dir={own}"]
         # Ray gives a start half a minute, which is too little on a busy machine.
         for _ in range(5):
             if (process := self._started(start_ray)).poll() is None:
