@@ -184,13 +184,14 @@ def test_grid_survives_a_machine_killed_in_the_middle_and_brings_everything_home
     cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / "here"
-    specs = [RunSpec(SMALL, "CartPole-v1", seed) for seed in range(4)]
-    bad = RunSpec(BAD, "CartPole-v1", 4)
-    process = cluster.run(GRID, folder, 300, 2_000, *[SMALL] * 4, BAD)
+    specs = [RunSpec(SMALL, "CartPole-v1", seed) for seed in range(6)]
+    bad = RunSpec(BAD, "CartPole-v1", 6)
+    process = cluster.run(GRID, folder, 300, 2_000, *[SMALL] * 6, BAD)
     # There is nobody yet who could begin.
     assert f"{cluster.address} has no CPUs yet; runs start when they come." in until_waiting(process)
     first, second = cluster.add(), cluster.add()
-    until(lambda: process.poll() is not None or any(folder.glob("raw/*.json.gz")))
+    # In the middle of a run of its own.
+    until(lambda: process.poll() is not None or (any(folder.glob("raw/*.json.gz")) and bool(runs_of(first))))
     kill(first)
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
