@@ -3,8 +3,6 @@
 import difflib
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ from typer.core import TyperGroup
 
 from agents import CONTESTANTS
 from envs import Suite
-from experiments.engines import Engine, dask_workers
+from experiments.engines import ray_cluster
 from experiments.files import check_folder, locked, own_folder
 from experiments.report.command import report
 from experiments.storage import load_runs, pack
@@ -60,18 +58,13 @@ app = typer.Typer(
 )
 
 
-class EngineName(StrEnum):
-    """Where runs are carried out."""
-
-    LOCAL = "local"
-    DASK = "dask"
-
-
 Output = Annotated[Path, typer.Option(help="Folder of raw runs, tables, plots and TensorBoard logs.")]
 Workers = Annotated[int, typer.Option(min=1, help="Runs at a time, one process and one torch thread each.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")]
-EngineOption = Annotated[EngineName, typer.Option(help="Processes of this machine, or a Dask scheduler's workers.")]
-Scheduler = Annotated[str | None, typer.Option(help="Address for --engine dask, as tcp://10.0.0.1:8786.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster in place of this machine's processes: its address, as 10.0.0.1:6379, or auto."),
+]
 RerunBroken = Annotated[bool, typer.Option("--rerun-broken", help="Delete files that are not whole runs; run again.")]
 
 
@@ -100,8 +93,7 @@ def benchmark(
     workers: Workers = 2,
     budget: Annotated[int | None, typer.Option(min=1, help="Env steps in place of each task's own.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Every agent of `agents`, in place of --agent.")] = False,
-    engine: EngineOption = EngineName.LOCAL,
-    scheduler: Scheduler = None,
+    ray: Ray = None,
     batched: Annotated[
         bool, typer.Option("--batched", help="Train and evaluate on envs.batched; for development.")
     ] = False,
@@ -120,13 +112,8 @@ def benchmark(
     if tasks and suite != Suite.CLASSIC:
         raise ValueError("--suite is a list of tasks: leave out --task")
     specs = run_specs(names, tasks or suite.tasks(), chosen_seeds, batched)
-    _exit(run_benchmark(specs, output, workers, budget, _engine(engine, scheduler), rerun_broken))
-
-
-def _engine(name: EngineName, scheduler: str | None) -> AbstractContextManager[Engine] | None:
-    if (name == EngineName.DASK) != (scheduler is not None):
-        raise ValueError("--engine dask and --scheduler ADDRESS go together")
-    return None if scheduler is None else dask_workers(scheduler)
+    engine = None if ray is None else ray_cluster(ray)
+    _exit(run_benchmark(specs, output, workers, budget, engine, rerun_broken))
 
 
 @app.command("pack")

@@ -1,30 +1,35 @@
-"""Where runs are carried out: processes of this machine, or the workers of a Dask scheduler.
+"""Where runs are carried out: processes of this machine, or the machines of a Ray cluster.
 
-Both give a `concurrent.futures` interface. Local processes write into the study's folder themselves, at once; Dask's
-workers may have another disk, so they return their files and the machine that started them writes them.
+Both give a `concurrent.futures` interface. Local processes write into the study's folder themselves, at once; a
+cluster's machines may have another disk, so they return their files and the machine that started them writes them.
 """
 
-import dataclasses
 import errno
+import logging
 import multiprocessing
 import os
-import queue
 import signal
+import socket
 import tempfile
 import threading
-import uuid
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, InvalidStateError, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from experiments.mailbox import Mailbox, MailboxReader
 from experiments.runs import OnProgress, RunSpec, execute
-from experiments.shipping import unpack_and_run, write_archive
+from experiments.shipping import write_archive
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONNECT_SECONDS = 10
+# Without an answer from a cluster. Ray ends the process after a minute.
+LOST_SECONDS = 30
+# Of a run, where its process or its machine is lost.
+ATTEMPTS = 4
 
 
 class Outcome(NamedTuple):
@@ -39,17 +44,24 @@ class Outcome(NamedTuple):
     files: dict[str, bytes]
 
 
+class Reports(Protocol):
+    """How far runs are: a run's number and its env steps so far."""
+
+    def get_nowait(self) -> tuple[int, int]:
+        """The next one; `queue.Empty` where there is none."""
+
+
 class Engine(NamedTuple):
     """Where runs are carried out.
 
     Attributes:
         submit: Called with the run's number, the run, the study's folder and the budget (None: the task's own).
-        progress: The run's number and its env steps so far.
+        progress: Where runs report how far they are.
         note: What whoever waits should know; empty as a rule.
     """
 
     submit: "Callable[[int, RunSpec, Path, int | None], Future[Outcome]]"
-    progress: "Queue[tuple[int, int]] | queue.Queue[tuple[int, int]]"
+    progress: Reports
     note: str = ""
 
 
@@ -143,67 +155,110 @@ def is_full_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-# DASK
+# RAY
 
 
 @contextmanager
-def dask_workers(scheduler: str) -> Iterator[Engine]:
-    """The workers of the Dask scheduler at that address, as ``"tcp://10.0.0.1:8786"``.
+def ray_cluster(address: str) -> Iterator[Engine]:
+    """The Ray cluster at that address, as ``"10.0.0.1:6379"``, or ``"auto"`` for that which this machine belongs to.
 
-    They get this code from here, and need what it imports; the scheduler needs Dask alone. A worker does one run at a
-    time. The runs of a worker that is lost are given to others by Dask.
+    This machine must belong to it, also where it lends no CPU. The others get this code from here, and need what it
+    imports. A run takes a CPU, and a process does one at a time. The runs of a process or a machine that is lost are
+    given to others, until a run has been begun `ATTEMPTS` times.
 
     Raises:
-        ValueError: No scheduler answers at the address.
+        ValueError: Ray is not installed, or no cluster answers at the address.
     """
     try:
-        import distributed
-        from distributed.diagnostics.plugin import UploadFile
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     except ImportError as error:
-        raise ValueError("--engine dask needs Dask's scheduler: pip install distributed") from error
-    # Dask's client has no types.
-    connect: Any = distributed.Client
+        raise ValueError("--ray needs Ray: pip install 'storm-rl[ray]'") from error
+    _check_answers(address)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Ray takes the code to each machine, where it comes before any other of that name.
+        there = {"working_dir": str(write_archive(Path(scratch))), "env_vars": dict.fromkeys(THREAD_VARIABLES, "1")}
+        try:
+            ray.init(address, runtime_env=there, logging_level=logging.ERROR, log_to_driver=False)
+        except Exception as error:
+            reason = " ".join(str(part) for part in (error, error.__cause__) if part)
+            raise ValueError(f"no Ray cluster can be joined at {address!r}: {reason}") from error
+    under_way: set[Future[Outcome]] = set()
+    over = threading.Event()
     try:
-        client = connect(scheduler, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
-    progress: queue.Queue[tuple[int, int]] = queue.Queue()
-    topic = f"storm-rl-{uuid.uuid4()}"
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            archive = write_archive(Path(scratch))
-            # Workers that come later get it too.
-            client.register_plugin(UploadFile(str(archive), load=False), name=archive.name)
-        client.subscribe_topic(topic, lambda event: progress.put(tuple(event[1])))
-        # Not pure: a run that failed must run again, and the scheduler keeps no results for the next time.
-        executor = client.get_executor(pure=False)
-        note = (
-            "" if client.scheduler_info()["workers"] else f"{scheduler} has no workers yet; runs start when they come."
-        )
-        run = unpack_and_run(archive.name)
+        context = ray.get_runtime_context()
+        # On this machine, for others come and go.
+        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        run = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(run_elsewhere)
+        note = "" if ray.cluster_resources().get("CPU") else f"{address} has no CPUs yet; runs start when they come."
 
         def submit(index: int, spec: RunSpec, folder: Path, budget: int | None) -> Future[Outcome]:
-            return executor.submit(run, topic, index, dataclasses.astuple(spec), budget)  # type: ignore[no-any-return]
+            future: Future[Outcome] = Future()
+            under_way.add(future)
+            future.add_done_callback(under_way.discard)
+            run.remote(mailbox, index, spec, budget).future().add_done_callback(lambda done: _settle(future, done))
+            return future
 
-        yield Engine(submit, progress, note)
+        threading.Thread(target=_watch, args=(context.gcs_address, under_way, over), daemon=True).start()
+        yield Engine(submit, MailboxReader(mailbox), note)
     finally:
-        # Cancels what is still queued. A run that a worker is in the middle of ends there and is dropped.
-        client.close()
+        over.set()
+        # Ends what is still under way there.
+        ray.shutdown()
 
 
-# SB3 seeds torch's and numpy's generators, of which a process has one: threads of a worker take turns.
-_one_run_at_a_time = threading.Lock()
+def _check_answers(address: str) -> None:
+    """Refuse in seconds what Ray would wait minutes for."""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdigit()):
+        raise ValueError(f'--ray must be an address as 10.0.0.1:6379, or "auto", got {address!r}')
+    try:
+        if address != "auto":
+            _connect(address)
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
 
 
-def run_elsewhere(topic: str, index: int, spec: RunSpec, budget: int | None) -> tuple[str | None, dict[str, bytes]]:
-    """Carry out a run on a Dask worker; an `Outcome` in types that the scheduler knows too."""
-    from distributed import get_worker
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
-    worker: Any = get_worker()
-    with _one_run_at_a_time, tempfile.TemporaryDirectory() as scratch:
+
+def _settle(future: "Future[Outcome]", done: "Future[Any]") -> None:
+    """Pass on what came of a run: Ray's error with the traceback from there, but a full disk as itself."""
+    try:
+        outcome, error = Outcome(*done.result()), None
+    except BaseException as raised:
+        cause = getattr(raised, "cause", None)
+        error = cause if isinstance(cause, OSError) and is_full_disk(cause) else raised
+    with suppress(InvalidStateError):  # Given up already.
+        if error is None:
+            future.set_result(outcome)
+        else:
+            future.set_exception(error)
+
+
+def _watch(address: str, under_way: "set[Future[Outcome]]", over: threading.Event) -> None:
+    """Give up all runs once the cluster's head is gone. Ray itself would end this process a little later."""
+    answered = time.monotonic()
+    while not over.wait(1.0):
+        try:
+            _connect(address)
+            answered = time.monotonic()
+        except OSError:
+            if time.monotonic() - answered > LOST_SECONDS:
+                for future in list(under_way):
+                    with suppress(InvalidStateError):
+                        future.set_exception(CancelledError())
+
+
+def run_elsewhere(mailbox: Any, index: int, spec: RunSpec, budget: int | None) -> Outcome:
+    """Carry out a run on a machine of the cluster."""
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        error, _ = _attempt(spec, folder, lambda steps: worker.log_event(topic, (index, steps)), budget)
+        error, _ = _attempt(spec, folder, lambda steps: mailbox.put.remote(index, steps), budget)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         # The record says that the run is finished: after everything else.
         paths.sort(key=lambda path: path.parent.name == "raw")
-        return error, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        return Outcome(error, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})

@@ -108,7 +108,7 @@ class _Follower:
         try:
             outcome = Outcome(*future.result())
         except (CancelledError, BrokenExecutor) as lost:
-            reason = "a local process was killed" if isinstance(lost, BrokenExecutor) else "the scheduler is lost"
+            reason = "a local process was killed" if isinstance(lost, BrokenExecutor) else "the cluster is lost"
             raise LostRunsError(
                 f"{reason}, {len(self.futures) + 1} runs are missing; the same command continues with them."
             ) from lost

@@ -36,7 +36,7 @@ FINAL_EPISODES = 100
 # Far from the training seeds, which are the run's seed and its successors.
 EVALUATION_SEED = 1_000_000
 FINAL_SEED = 2_000_000
-# Beside the packages where they were shipped to a distributed worker: the revision of the machine that shipped them.
+# Beside the packages where they were sent to another machine: the revision of the machine that sent them.
 REVISION_FILE = "REVISION"
 # What every record of this protocol version holds.
 RECORD_FIELDS = (

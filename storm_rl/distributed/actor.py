@@ -1,7 +1,11 @@
 """What runs in an actor's process: some of the environments, a copy of the policy, and whole rollouts of the two."""
 
+import functools
+import os
+import select
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -79,11 +83,24 @@ class RolloutActor:
         env_fns: What makes the environments.
         first: Which of all environments is the first of these.
         seed: For environments that nobody seeds, and for actions where they are the actor's own.
+        vec_env_cls: What the environments are in.
+        vec_env_kwargs: Its further arguments.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]], first: int, seed: int) -> None:
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env[Any, Any]]],
+        first: int,
+        seed: int,
+        vec_env_cls: type[VecEnv] = DummyVecEnv,
+        vec_env_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         torch.set_num_threads(1)
-        self.env = STORMPlusPG._wrap_env(DummyVecEnv(list(env_fns)), monitor_wrapper=False)
+        made = [functools.partial(_made_with_actor, env_fn, os.getpid()) for env_fn in env_fns]
+        # As SB3's make_vec_env: a VecEnv of environments takes their functions first.
+        vec_env: VecEnv = vec_env_cls(made, **(vec_env_kwargs or {}))  # type: ignore[arg-type]
+        self.env = STORMPlusPG._wrap_env(vec_env, monitor_wrapper=False)
+        self.vec_env_cls = vec_env_cls
         self.rows = slice(first, first + self.env.num_envs)
         self.seed = seed
         self.env.seed(seed)
@@ -115,8 +132,21 @@ class RolloutActor:
         return observations, rewards, dones, infos
 
     def state(self) -> Any:
-        """Where the environments stand, as tensors and plain Python."""
-        return environment_state(self.env), None if self._last is None else [self._last[0], self._last[1]]
+        """Where the environments stand, as tensors and plain Python.
+
+        Raises:
+            ValueError: Something in them is not plain data, or what they are in does not say how they stand.
+        """
+        try:
+            state = environment_state(self.env)
+        except ValueError as error:
+            if issubclass(self.vec_env_cls, DummyVecEnv):
+                raise
+            raise ValueError(
+                f"the environments' state cannot be kept: they are in a {self.vec_env_cls.__name__}. Take "
+                "vec_env_cls=DummyVecEnv, or do without the exact state."
+            ) from error
+        return state, None if self._last is None else [self._last[0], self._last[1]]
 
     def restore(self, state: Any) -> None:
         """Put the environments where those stood whose state this is."""
@@ -172,6 +202,22 @@ class RolloutActor:
     def _placed(self, observations: Observations, starts: Array) -> tuple[Observations, Array]:
         env = self.model.env
         return env.placed(observations, starts) if isinstance(env, Seats) else (observations, starts)
+
+
+def _made_with_actor(env_fn: Callable[[], gym.Env[Any, Any]], actor: int) -> gym.Env[Any, Any]:
+    """The environment; a process of its own ends with the actor's, whatever it is doing."""
+    if os.getpid() != actor:
+        try:
+            ended = os.pidfd_open(actor)
+        except ProcessLookupError:
+            os._exit(1)
+
+        def watch() -> None:
+            select.select([ended], [], [])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+    return env_fn()
 
 
 class ActingModel(STORMPlusPG):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from storm_rl.common.checks import check_integer, check_range
 from storm_rl.distributed.actor import Array, Observations, RolloutActor, joined
@@ -57,8 +57,14 @@ class RayVecEnv(VecEnv):
         address: Of a Ray cluster: ``"auto"`` for that which this machine belongs to. None: this machine alone.
         max_restarts: Restarts in all before a fault is an error.
         timeout: Seconds that an actor may take for a reset or a rollout; for anything else it has ten minutes.
+        vec_env_cls: What an actor has its environments in. ``DummyVecEnv`` steps them one after the other. SB3's
+            ``SubprocVecEnv``, a process each, steps them at the same time, which pays where a step takes milliseconds
+            and there are fewer actors than environments; their exact state cannot be kept then. Any class that is
+            made of ``env_fns``. Its processes end with the actor, if they are started by making environments.
+        vec_env_kwargs: Its further arguments.
 
     Raises:
+        TypeError: ``vec_env_cls`` is no such class, or ``vec_env_kwargs`` no dict.
         ValueError: ``n_actors`` does not divide the number of environments, or another argument out of range.
         RuntimeError: An actor does not start, or one is lost after ``max_restarts``.
 
@@ -78,11 +84,14 @@ class RayVecEnv(VecEnv):
         address: str | None = None,
         max_restarts: int = 10,
         timeout: float = 600.0,
+        vec_env_cls: type[VecEnv] = DummyVecEnv,
+        vec_env_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.n_actors = check_integer("n_actors", n_actors, 1)
         self.max_restarts = check_integer("max_restarts", max_restarts, 0)
         check_range("timeout", timeout, 0.0, low_included=False)
         self.timeout = float(timeout)
+        self._in_actors = _checked_class(vec_env_cls), _checked_kwargs(vec_env_kwargs)
         if len(env_fns) == 0 or len(env_fns) % self.n_actors:
             raise ValueError(
                 f"n_actors must divide the number of environments, got n_actors={n_actors} and {len(env_fns)} env_fns."
@@ -108,7 +117,8 @@ class RayVecEnv(VecEnv):
     def _create(self, index: int) -> Any:
         first = index * self.envs_per_actor
         seed = int(self._seed_sequence.spawn(1)[0].generate_state(1)[0])
-        return self._actor_class.remote(self._env_fns[first : first + self.envs_per_actor], first, seed)
+        env_fns = self._env_fns[first : first + self.envs_per_actor]
+        return self._actor_class.remote(env_fns, first, seed, *self._in_actors)
 
     def _started(self, index: int) -> Any:
         """The actor's spaces, as soon as it has some."""
@@ -213,14 +223,22 @@ class RayVecEnv(VecEnv):
         """Where all environments stand, for `storm_rl.common.environment_state.environment_state`.
 
         Raises:
-            ValueError: An actor is in the middle of a rollout, as all are in asynchronous mode.
+            ValueError: An actor is in the middle of a rollout, as all are in asynchronous mode; or something in the
+                environments, or in what they are in, is not plain data.
         """
         if self._jobs:
             raise ValueError(
                 "actors are collecting: the state of their environments cannot be kept; only of "
                 'mode="synchronous", between calls of learn().'
             )
-        states = self._results([actor.state.remote() for actor in self._actors])
+        try:
+            # In turn: what one cannot, none can, and Ray complains of errors that nobody fetches.
+            states = [self._results([actor.state.remote()])[0] for actor in self._actors]
+        except RuntimeError as error:
+            reason = getattr(error.__cause__, "cause", None)
+            if isinstance(reason, ValueError):
+                raise ValueError(str(reason)) from error
+            raise
         return {"actors": states, "stretches": list(self.stretches)}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -274,6 +292,22 @@ class RayVecEnv(VecEnv):
             return found
         except RayError as error:
             raise RuntimeError(f"one of the actors failed: {error}") from error
+
+
+def _checked_class(vec_env_cls: Any) -> type[VecEnv]:
+    right = isinstance(vec_env_cls, type) and issubclass(vec_env_cls, VecEnv)
+    if not right or issubclass(vec_env_cls, (VecEnvWrapper, RayVecEnv)):
+        raise TypeError(
+            "vec_env_cls must be a class of VecEnv that is made of functions for environments, as DummyVecEnv or "
+            f"SubprocVecEnv, got {vec_env_cls!r}."
+        )
+    return vec_env_cls  # type: ignore[no-any-return]
+
+
+def _checked_kwargs(vec_env_kwargs: Any) -> dict[str, Any]:
+    if not isinstance(vec_env_kwargs, dict | None):
+        raise TypeError(f"vec_env_kwargs must be a dict of arguments or None, got {vec_env_kwargs!r}.")
+    return dict(vec_env_kwargs or {})
 
 
 def start_ray(address: str | None, n_cpus: int) -> None:

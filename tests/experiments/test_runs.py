@@ -215,8 +215,7 @@ def test_every_run_has_its_session_in_the_hparams_view(tmp_path: Path) -> None:
     [
         (["benchmrk"], r"unknown study or command 'benchmrk'; known: .*quickstart.*Did you mean benchmark\?"),
         (["benchmark", "--task", "CartPol-v1"], r"unknown task 'CartPol-v1'.*Did you mean CartPole-v1\?"),
-        (["benchmark", "--engine", "dask"], "--engine dask and --scheduler ADDRESS go together"),
-        (["benchmark", "--scheduler", "tcp://127.0.0.1:9"], "--engine dask and --scheduler ADDRESS go together"),
+        ([*ONE, "--ray", "10.0.0.1"], "--ray must be an address as 10.0.0.1:6379, or \"auto\", got '10.0.0.1'"),
         (["benchmark", "--batched"], "--batched: the environments of ppo_zoo are part of its settings"),
         (["benchmark", "--task", "CartPole-v1", "--suite", "all"], "--suite is a list of tasks: leave out --task"),
         ([*ONE[:-1], "sac_zoo"], "sac_zoo cannot take the actions of CartPole-v1: leave out either"),

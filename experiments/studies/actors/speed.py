@@ -19,7 +19,8 @@ from storm_rl.distributed import DistributedSTORMPlusPG, RayVecEnv
 from storm_rl.distributed.ray_vec_env import start_ray
 
 N_ENVS = 8
-ACTORS = (4, 8)
+# Of actors that step their environments in turn, and of those that step them at the same time.
+ACTORS, AT_ONCE = (4, 8), 4
 TASK = "Pendulum-v1"
 # Env steps: of one measurement of speed, six rounds; between two evaluations; after which a run is given up.
 MEASURED_STEPS = 6 * 512
@@ -32,9 +33,9 @@ def _one_process(kind: type[DummyVecEnv | SubprocVecEnv]) -> Callable[[], STORMP
     return lambda: STORMPlusPG("MlpPolicy", kind([slow_cartpole] * N_ENVS), seed=0, device="cpu")
 
 
-def _actors(n_actors: int) -> Callable[[], STORMPlusPG]:
+def _actors(n_actors: int, inside: type[DummyVecEnv | SubprocVecEnv] = DummyVecEnv) -> Callable[[], STORMPlusPG]:
     def model() -> STORMPlusPG:
-        env = RayVecEnv([slow_cartpole] * N_ENVS, n_actors)
+        env = RayVecEnv([slow_cartpole] * N_ENVS, n_actors, vec_env_cls=inside)
         return DistributedSTORMPlusPG("MlpPolicy", env, mode="asynchronous", seed=0, device="cpu")
 
     return model
@@ -44,12 +45,13 @@ CONFIGURATIONS: dict[str, Callable[[], STORMPlusPG]] = {
     "DummyVecEnv of 8": _one_process(DummyVecEnv),
     "SubprocVecEnv of 8": _one_process(SubprocVecEnv),
     **{f"{n} actors of {N_ENVS // n}, asynchronous": _actors(n) for n in ACTORS},
+    f"{AT_ONCE} actors of {N_ENVS // AT_ONCE} in SubprocVecEnv, asynchronous": _actors(AT_ONCE, SubprocVecEnv),
 }
 
 
 def speeds(missing: list[tuple[str, int]], add: Callable[[Row], None]) -> None:
     """Measure each configuration and repeat that is missing, in this order; processes start once."""
-    start_ray(None, sum(ACTORS))  # The actors of all configurations are there at a time.
+    start_ray(None, sum(ACTORS) + AT_ONCE)  # The actors of all configurations are there at a time.
     models = {}
     for name in dict.fromkeys(name for name, _ in missing):
         # The first rollouts import, allocate and compile.

@@ -21,6 +21,7 @@ from experiments.report.page import markdown_table
 from experiments.rows import Row, Rows
 from experiments.statistics import estimate, ratio_of_medians
 
+# "engines" is of a comparison with Dask, whose code is gone.
 TABLES = ("speed", "engines", "learning", "learner", "simulated", "faults")
 MODES = ("synchronous", "asynchronous")
 
@@ -29,7 +30,6 @@ class Part(StrEnum):
     """What is measured."""
 
     SPEED = "speed"
-    ENGINES = "engines"
     LEARNING = "learning"
     LIMITS = "limits"
     FAULTS = "faults"
@@ -44,7 +44,7 @@ def actors(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of Pendulum in each mode, from 0 on.")] = 10,
     fault_runs: Annotated[int, typer.Option(min=1, help="Runs in which four actors and the learner are killed.")] = 5,
 ) -> None:
-    """Measure actors beyond one process: speed, engines, staleness, the learner's limit, and faults. Needs Ray."""
+    """Measure actors beyond one process: speed, staleness, the learner's limit, and faults. Needs Ray."""
     try:
         import ray  # noqa: F401
     except ImportError as error:
@@ -56,8 +56,6 @@ def actors(
     jobs: list[tuple[str, Callable[[], None]]] = []
     if Part.SPEED in chosen:
         jobs.append(("speed", lambda: _speed(output, repeats)))
-    if Part.ENGINES in chosen:
-        jobs.append(("engines", lambda: _engines(output, repeats)))
     if Part.LEARNING in chosen:
         jobs += [
             (f"Pendulum, {mode}, seed {seed}", lambda mode=mode, seed=seed: _learning(output, mode, seed))  # type: ignore[misc]
@@ -83,14 +81,6 @@ def _speed(output: Path, repeats: int) -> None:
     # In turn, so that a slow minute of the machine is everybody's.
     wanted = [(name, repeat) for repeat in range(repeats) for name in CONFIGURATIONS]
     speeds([key for key in wanted if rows.get(*key) is None], lambda row: rows.add([row]))
-
-
-def _engines(output: Path, repeats: int) -> None:
-    from experiments.studies.actors.engines import SIZES, round_trips
-
-    rows = Rows(output / "engines.csv", ("engine", "bytes", "repeat"))
-    if rows.get("Dask", SIZES[-1], repeats - 1) is None:
-        rows.add(round_trips(repeats))
 
 
 def _learning(output: Path, mode: str, seed: int) -> None:
