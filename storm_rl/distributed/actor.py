@@ -3,6 +3,7 @@
 import functools
 import os
 import select
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -205,8 +206,8 @@ class RolloutActor:
 
 
 def _made_with_actor(env_fn: Callable[[], gym.Env[Any, Any]], actor: int) -> gym.Env[Any, Any]:
-    """The environment; a process of its own ends with the actor's, whatever it is doing."""
-    if os.getpid() != actor:
+    """The environment; a process of its own ends with the actor's, on Linux whatever it is doing."""
+    if os.getpid() != actor and sys.platform == "linux":
         try:
             ended = os.pidfd_open(actor)
         except ProcessLookupError:
