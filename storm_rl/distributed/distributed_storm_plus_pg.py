@@ -237,12 +237,8 @@ class DistributedSTORMPlusPG(STORMPlusPG):
                 self.logger.record(f"actors/{name}_mean", sum(values) / len(values))
                 self.logger.record(f"actors/{name}_max", max(values))
             self.logger.record("actors/effective_sample_size", self._effective_share)
-            self.logger.record("actors/dropped", self.dropped)
-
-    def _record_step(self, *args: Any) -> None:
-        super()._record_step(*args)
-        if self.mode == "asynchronous":
             self.logger.record("actors/momentum_floor", self.recursion.floor)
+            self.logger.record("actors/dropped", self.dropped)
 
     def _bounded(self, step_size: float, direction_square: float) -> float:
         return super()._bounded(step_size, direction_square) * self._effective_share

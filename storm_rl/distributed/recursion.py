@@ -1,70 +1,51 @@
 """The recursion where gradients are of policies some updates old."""
 
-import math
-
 from torch import Tensor
 
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 
 
 class DelayedRecursion(PolicyRecursion):
-    r"""The recursion with less memory where gradients are some updates old and change much from update to update.
+    r"""The recursion with less memory, the more updates old its gradients are.
 
-    Gradients of :math:`\tau` updates ago and a step under which the gradient changes by a share :math:`\kappa` make a
-    loop, :math:`x_{k+1} = x_k - \kappa x_{k-\tau}` along an eigenvector of the Hessian. It is stable up to the delay
+    For stochastic gradient descent with momentum :math:`\mu` on streaming PCA, near the solution, a delay of
+    :math:`\tau \asymp (1 - \mu)^2 / ((\lambda_1 + C) \, \eta^{1/2 - \gamma})` updates, :math:`\gamma \in (0, 1/2]`,
+    costs nothing as :math:`\eta \to 0` (Liu, Li, Shi, Zhou, Zhao, "Towards understanding acceleration tradeoff between
+    momentum and asynchrony in nonconvex stochastic optimization", NeurIPS 2018, arXiv 1806.01660, theorem 2). Here
+    :math:`1 - \mu` is :math:`a_t`. With the delay given, :math:`\gamma \to 0`, and 1 for :math:`\lambda_1 + C`, that is
+    a floor,
 
-    .. math:: \tau^*(\kappa) = \frac{\pi}{4 \arcsin(\kappa / 2)} - \frac12.
+    .. math:: a_t \ge \min(1, \sqrt{\tau} \, \ell_{t-1}^{1/4}).
 
-    Memory that is not corrected, :math:`d_t = a g_t + (1 - a) d_{t-1}`, lags :math:`(1 - a) / a` updates behind in
-    addition, and :math:`\tau + (1 - a) / a \le \tau^*` is a floor,
-
-    .. math:: a_t \ge \frac{1}{1 + \max(0, \tau^*(\kappa) - \tau)} \qquad (0 \text{ for } \tau = 0).
-
-    Where the correction :math:`d_{t-1} - g'_t` is exact, :math:`d_t` does not lag, and no floor is needed; here it is
-    importance-weighted step by step, and biased. How this follows from Liu, Li, Shi, Zhou, Zhao, "Towards understanding
-    acceleration tradeoff between momentum and asynchrony in nonconvex stochastic optimization" (NeurIPS 2018, arXiv
-    1806.01660), and what it is worth, is on the documentation's page on delay.
+    There :math:`\eta` is about the length of a step on the unit sphere. :math:`\ell` is the length of the last step in
+    the policy's metric, :math:`\eta_t (d_t^T M_t^{-1} d_t)^{1/2}`, before it is bounded. At a fixed step size the exact
+    floor of momentum is in proportion to the delay, and of a recursion whose correction is exact it is 0: see the
+    documentation's page on delay, which also has what this floor saves.
 
     Args:
         step_memory: As of the base.
 
     Attributes:
         delay: :math:`\tau`, the mean age of what is learned from, in updates.
-        loop_gain: :math:`\kappa` of the last update, along its previous direction.
-        floor: The least :math:`a_t` that the last update could have.
+        last_step: :math:`\ell_{t-1}`.
     """
 
     def __init__(self, step_memory: float | None = None) -> None:
         super().__init__(step_memory)
         self.delay = 0.0
-        self.loop_gain = 0.0
-        self.floor = 0.0
+        self.last_step = 0.0
+
+    @property
+    def floor(self) -> float:
+        """The least momentum :math:`a_t` of the next update."""
+        return float(min(1.0, self.delay**0.5 * self.last_step**0.25))
 
     def next_momentum(self, parameters: Tensor, gradients: Tensor, at_previous: Tensor, used: float) -> float:
         """As the base class's, and not below the floor."""
-        assert self.direction is not None
-        self.loop_gain = loop_gain(self.direction, (gradients - at_previous).mean(dim=0))
-        self.floor = momentum_floor(self.loop_gain, self.delay)
         return max(self.floor, super().next_momentum(parameters, gradients, at_previous, used))
 
-
-def loop_gain(direction: Tensor, difference: Tensor) -> float:
-    r"""The share of the last direction by which its own step has shortened the gradient; 0 where it has grown.
-
-    :math:`\kappa = -d^T (g_t - g'_t) / d^T d` with :math:`d = d_{t-1}`. To first order :math:`g_t - g'_t = -\eta H
-    M^{-1} d`, of which this is a Rayleigh quotient.
-
-    Args:
-        direction: :math:`d_{t-1}`, flat.
-        difference: :math:`g_t - g'_t`, flat.
-    """
-    square = float(direction @ direction)
-    return max(0.0, -float(direction @ difference) / square) if square > 0.0 else 0.0
-
-
-def momentum_floor(gain: float, delay: float) -> float:
-    """The floor of :class:`DelayedRecursion` for a loop gain and a delay in updates, neither negative."""
-    if gain <= 0.0 or delay <= 0.0:
-        return 0.0
-    allowed = math.pi / (4.0 * math.asin(min(1.0, gain / 2.0))) - 0.5
-    return 1.0 / (1.0 + max(0.0, allowed - delay))
+    def next_step_size(self, direction_square: float) -> float:
+        """As the base class's, which the next floor depends on."""
+        step_size = super().next_step_size(direction_square)
+        self.last_step = step_size * max(direction_square, 0.0) ** 0.5
+        return step_size

@@ -13,7 +13,7 @@ from envs.batched import make_vec
 from experiments.cli import app
 from experiments.studies.delay import pca, plan, study
 from experiments.studies.delay.pca import EIGENVALUES, Memory, gradient, predicted_delay, simulate
-from experiments.studies.delay.stability import allowed_delay
+from experiments.studies.delay.stability import allowed_delay, lag_floor, loop_gain
 from storm_rl import STORMPlusPG
 from tests.contract.cases import assert_equal_states
 
@@ -49,6 +49,37 @@ def test_allowed_delay_is_the_closed_form_without_momentum_and_falls_with_it() -
         allowed_delay(0.1, 1.0)
     with pytest.raises(ValueError, match="gain must be 0 or more, got -1"):
         allowed_delay(-1.0)
+
+
+def test_floor_of_a_running_mean_lets_lags_add_up_to_what_is_borne_without_memory() -> None:
+    for gain, delay in ((0.2, 1.0), (0.2, 7.0), (0.05, 20.0)):
+        a = lag_floor(gain, delay)
+        assert 0.0 < a < 1.0
+        assert delay + (1.0 - a) / a == pytest.approx(allowed_delay(gain))
+    assert lag_floor(0.2, 7.4) == lag_floor(2.0, 1.0) == lag_floor(5.0, 0.5) == 1.0
+    assert lag_floor(0.5, 0.0) == lag_floor(0.0, 5.0) == 0.0
+
+
+def test_loop_gain_is_the_share_of_the_direction_by_which_the_gradient_has_changed() -> None:
+    hessian, direction = torch.tensor([[0.5, 0.2], [0.2, 0.9]]), torch.tensor([1.0, -2.0])
+    expected = float(direction @ hessian @ direction / (direction @ direction))
+    assert loop_gain(direction, -0.3 * hessian @ direction) == pytest.approx(0.3 * expected)
+    assert loop_gain(direction, direction) == loop_gain(torch.zeros(2), torch.ones(2)) == 0.0
+
+
+def test_the_rule_is_the_recursions_own() -> None:
+    pytest.importorskip("ray")
+    from experiments.studies.delay.learning import FlooredRecursion
+    from storm_rl.distributed.recursion import DelayedRecursion
+
+    gradients = torch.tensor([[1.0, 0.0], [1.2, 0.1], [0.9, -0.2]], dtype=torch.float64)
+    for delay, last_step in ((0.0, 0.5), (1.0, 0.06), (2.0, 0.06), (9.0, 0.5)):
+        found = []
+        for recursion in (DelayedRecursion(), FlooredRecursion("rule")):
+            recursion.direction, recursion.previous_parameters = gradients.mean(dim=0), torch.zeros(2).double()
+            recursion.delay, recursion.last_step = delay, last_step
+            found.append(recursion.next_momentum(torch.ones(2).double(), gradients, 0.9 * gradients, 0.0))
+        assert found[0] == found[1]
 
 
 def test_solutions_of_streaming_pca_are_where_the_mean_gradient_vanishes() -> None:
@@ -138,7 +169,7 @@ def test_without_delay_the_run_is_the_agents_bit_for_bit(task: str) -> None:
     pytest.importorskip("ray")
     small = {"n_steps": 16, "critic_steps": 4, "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
     plain = STORMPlusPG("MlpPolicy", make_vec(task, 4, seed=0), **small).learn(320)  # type: ignore[arg-type]
-    for floor in ("none", "lag", "step"):
+    for floor in ("none", "rule", "lag"):
         model = delayed(task, 0, floor=floor).learn(320)
         assert_equal_states(plain.get_parameters(), model.get_parameters())
 
@@ -175,6 +206,7 @@ def test_rollouts_are_of_the_policy_of_so_many_updates_ago(delay: int) -> None:
         delayed("Pendulum-v1", -1)
 
 
+@pytest.mark.slow
 def test_floors_that_never_bind_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     from experiments.studies.delay import learning
@@ -194,13 +226,14 @@ def test_floors_that_never_bind_share_a_run(monkeypatch: pytest.MonkeyPatch) -> 
     assert rows["no memory"]["binds"] > 0.5
 
 
+@pytest.mark.slow
 def test_finished_rows_stay_and_all_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     from experiments.studies.delay import learning
 
     def learned(setting: str, task: str, delay: int, floor: str, seed: int) -> list[dict[str, Any]]:
         names = ("none", "0.1") if floor == "none" else (floor,)
-        steps = 5_000.0 + 512 * seed + 1_000 * delay * (1.1 if floor == "step" else 1.0)
+        steps = 5_000.0 + 512 * seed + 1_000 * delay * (1.1 if floor == "rule" else 1.0)
         row = {"setting": setting, "task": task, "delay": delay, "seed": seed, "reached": True, "steps": steps}
         row |= {"updates": 9, "binds": 0.25, "measured": 0.9, "used": 0.9, "median_floor": 0.1, "gain": 0.2}
         return [{**row, "floor": name} for name in names]
@@ -213,8 +246,10 @@ def test_finished_rows_stay_and_all_is_reported(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 0, result.output
     text = (tmp_path / "delay.md").read_text()
     assert "| heavy ball | 0.3 | 75.0 | 75.0 to 75.0 | 115.1 | 0.0100 |" in text
-    assert "| default | CartPole-v1 | 3 | 8 | 0.1 | 13512 | 3/3 | 1, the same runs | 25% |" in text
-    assert "| default | Pendulum-v1 | lag | 1.000 (1.000 to 1.000) |" in text
+    assert "| two-point | 0.98 | 0.98 |" in text
+    assert "| default | CartPole-v1 | 3 | 8 | 0.1 | 13512 | 3/3 | 1, equal env steps | 25% |" in text
+    assert "| default | Pendulum-v1 | lag | 25% | 1 | 1.0" in text
+    assert "| default | Pendulum-v1 | rule | 25% | 1.0" in text
     assert (tmp_path / "pca.png").exists()
     assert (tmp_path / "learning.png").exists()
     monkeypatch.setattr(learning, "learned", lambda *_: pytest.fail("run again"))

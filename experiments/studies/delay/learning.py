@@ -21,67 +21,64 @@ from envs.batched import make_vec
 from experiments.measures import steps_to_threshold
 from experiments.rows import Row
 from experiments.runs import EVALUATION_EPISODES, EVALUATION_SEED
-from experiments.studies.delay.plan import BUDGETS, SETTINGS
+from experiments.studies.delay.plan import ARGUMENTS, BUDGETS, Setting
+from experiments.studies.delay.stability import lag_floor, loop_gain
 from storm_rl import STORMPlusPG
 from storm_rl.common.importance_weights import effective_sample_size, per_step_weights
-from storm_rl.distributed.recursion import loop_gain, momentum_floor
+from storm_rl.distributed.recursion import DelayedRecursion
 from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 
 
 class Update(NamedTuple):
-    """What a floor may depend on."""
+    """What a floor may depend on.
+
+    Attributes:
+        delay: In updates, of what the update learns from.
+        gain: The loop gain.
+        rule: The floor of `DelayedRecursion`.
+    """
 
     delay: float
     gain: float
-    last_step: float
+    rule: float
 
 
 # By their names in the plan.
 RULES: dict[str, Callable[[Update], float]] = {
     "none": lambda _: 0.0,
-    "lag": lambda update: momentum_floor(update.gain, update.delay),
-    "step": lambda update: min(1.0, update.delay**0.5 * update.last_step**0.25),
+    "rule": lambda update: update.rule,
+    "lag": lambda update: lag_floor(update.gain, update.delay),
     "0.1": lambda _: 0.1,
     "0.5": lambda _: 0.5,
     "no memory": lambda _: 1.0,
 }
 
 
-class FlooredRecursion(PolicyRecursion):
-    """The recursion with a floor; keeps what each update measured, and what all floors would have been.
+class FlooredRecursion(DelayedRecursion):
+    """The recursion with a floor of ``RULES``; keeps what each update measured.
 
     Args:
-        floor: Its name among ``RULES``.
+        name: Of the floor.
         step_memory: As of the base.
 
     Attributes:
-        delay: In updates, of what the next update learns from.
-        last_step: The length of the last step in the policy's metric, before it is bounded.
         measured: ``a_t`` of each update, before the floor.
         updates: What the floor of each may depend on.
     """
 
-    def __init__(self, floor: str, step_memory: float | None = None) -> None:
+    def __init__(self, name: str, step_memory: float | None = None) -> None:
         super().__init__(step_memory)
-        self.floor = floor
-        self.delay = 0.0
-        self.last_step = 0.0
+        self.name = name
         self.measured: list[float] = []
         self.updates: list[Update] = []
 
     def next_momentum(self, parameters: Tensor, gradients: Tensor, at_previous: Tensor, used: float) -> float:
-        """As the base class's, and not below the floor."""
+        """That of the base without a floor, and not below this one's."""
         assert self.direction is not None
-        self.measured.append(super().next_momentum(parameters, gradients, at_previous, used))
-        difference = (gradients - at_previous).mean(dim=0)
-        self.updates.append(Update(self.delay, loop_gain(self.direction, difference), self.last_step))
-        return max(RULES[self.floor](self.updates[-1]), self.measured[-1])
-
-    def next_step_size(self, direction_square: float) -> float:
-        """As the base class's, which the step rule depends on."""
-        step_size = super().next_step_size(direction_square)
-        self.last_step = step_size * max(direction_square, 0.0) ** 0.5
-        return step_size
+        self.measured.append(PolicyRecursion.next_momentum(self, parameters, gradients, at_previous, used))
+        gain = loop_gain(self.direction, (gradients - at_previous).mean(dim=0))
+        self.updates.append(Update(self.delay, gain, self.floor))
+        return max(RULES[self.name](self.updates[-1]), self.measured[-1])
 
 
 class DelayedSTORMPlusPG(STORMPlusPG):
@@ -192,7 +189,7 @@ def learned(setting: str, task_id: str, delay: int, floor: str, seed: int) -> li
     Further rows are of the floors with which every ``a_t`` would have been the same: theirs is this run, bit for bit.
     """
     callback, env = Evaluations(task_id), make_vec(task_id, N_ENVS, seed=seed)
-    arguments = {"seed": seed, "device": "cpu", **SETTINGS[setting]}
+    arguments = {"seed": seed, "device": "cpu", **ARGUMENTS[Setting(setting)]}
     model = DelayedSTORMPlusPG("MlpPolicy", env, delay=delay, floor=floor, **arguments)
     model.learn(BUDGETS[task_id], callback)
     measured, rows = np.array(model.recursion.measured), list[Row]()

@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 from scipy.optimize import brentq
+from torch import Tensor
 
 
 def allowed_delay(gain: float, momentum: float = 0.0) -> float:
@@ -43,3 +44,31 @@ def allowed_delay(gain: float, momentum: float = 0.0) -> float:
 
     angle = float(brentq(excess, 0.0, math.pi))
     return max(0.0, 0.5 + (math.pi / 2.0 - float(np.angle(np.exp(1j * angle) - momentum))) / angle)
+
+
+def loop_gain(direction: Tensor, difference: Tensor) -> float:
+    r"""The share of the last direction by which its own step has shortened the gradient; 0 where it has grown.
+
+    :math:`\kappa = -d^T (g_t - g'_t) / d^T d` with :math:`d = d_{t-1}`. To first order :math:`g_t - g'_t = -\eta H
+    M^{-1} d`, of which this is a Rayleigh quotient.
+
+    Args:
+        direction: :math:`d_{t-1}`, flat.
+        difference: :math:`g_t - g'_t`, flat.
+    """
+    square = float(direction @ direction)
+    return max(0.0, -float(direction @ difference) / square) if square > 0.0 else 0.0
+
+
+def lag_floor(gain: float, delay: float) -> float:
+    r"""The least ``a`` of a running mean :math:`d_k = a g_k + (1 - a) d_{k-1}` of stale gradients.
+
+    It lags :math:`(1 - a) / a` steps behind, and :math:`\tau + (1 - a) / a \le \tau^*(\kappa)` with what is borne
+    without memory, :math:`\tau^* = \pi / (4 \arcsin(\kappa / 2)) - 1/2`, is
+
+    .. math:: a \ge \frac{1}{1 + \max(0, \tau^*(\kappa) - \tau)} \qquad (0 \text{ for } \tau = 0).
+    """
+    if gain <= 0.0 or delay <= 0.0:
+        return 0.0
+    allowed = math.pi / (4.0 * math.asin(min(1.0, gain / 2.0))) - 0.5
+    return 1.0 / (1.0 + max(0.0, allowed - delay))

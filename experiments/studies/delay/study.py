@@ -18,7 +18,10 @@ from experiments.report.page import markdown_table
 from experiments.rows import Rows
 from experiments.statistics import Floats, estimate
 from experiments.studies.delay.pca import STEP_SIZES, Memory, borne, errors, predicted_delay
-from experiments.studies.delay.plan import BASE, DELAYS, FLOORS, TASKS
+from experiments.studies.delay.plan import BASE, DELAYS, FLOORS, RULE, TASKS, Setting
+
+# In the table of the memories that bear them.
+SHOWN_DELAYS = (10, 20, 30, 35, 40, 60, 80, 100)
 
 
 class Part(StrEnum):
@@ -33,6 +36,9 @@ def delay(
         "runs/delay"
     ),
     parts: Annotated[list[Part] | None, typer.Option("--part", help="What is run; all by default.")] = None,
+    settings: Annotated[
+        list[Setting] | None, typer.Option("--setting", help="Of the agent, in the second part; both by default.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of either part, from 0 on.")] = 10,
 ) -> None:
     """Momentum where gradients are old: streaming PCA, and STORM+PG with rollouts of the policy of some updates ago."""
@@ -41,7 +47,7 @@ def delay(
     if Part.PCA in chosen:
         _pca(output, seeds)
     if Part.LEARNING in chosen:
-        _learning(output, seeds)
+        _learning(output, list(settings or Setting), seeds)
     if (path := output / "pca.csv").exists():
         sections.append(pca_report(pd.read_csv(path)))
         draw_pca(pd.read_csv(path), output / "pca.png")
@@ -70,7 +76,7 @@ def _pca(output: Path, seeds: int) -> None:
                 rows.add(errors(memory, seed))
 
 
-def _learning(output: Path, seeds: int) -> None:
+def _learning(output: Path, settings: list[Setting], seeds: int) -> None:
     try:
         from experiments.studies.delay.learning import learned
     except ImportError as error:
@@ -78,9 +84,9 @@ def _learning(output: Path, seeds: int) -> None:
     rows = Rows(output / "learning.csv", ("setting", "task", "delay", "floor", "seed"), text=("floor",))
     # Seed by seed, so that what an interrupted study has is balanced. One floor's run may be that of others too.
     wanted = [
-        (setting, task, delay, floor, seed)
-        for setting, tasks in TASKS.items()
-        for seed, task, delay, floor in itertools.product(range(seeds), tasks, DELAYS, FLOORS)
+        (setting.value, task, delay, floor, seed)
+        for setting in settings
+        for seed, task, delay, floor in itertools.product(range(seeds), TASKS[setting], DELAYS, FLOORS)
     ]
     todo = [key for key in wanted if rows.get(*key) is None]
     with Clock(Console(), len(todo), len(todo), "runs") as clock:
@@ -106,15 +112,32 @@ def pca_report(rows: pd.DataFrame) -> str:
         }
     )
     steps = ", ".join(f"{memory.value} {size:g}" for memory, size in STEP_SIZES.items())
+    ball = found[found["memory"] == Memory.HEAVY_BALL.value]
+    exponent = np.polyfit(np.log(ball["a"]), np.log(ball["borne"]), 1)[0]
     return "\n\n".join(
         [
             "## Streaming PCA",
             f"The delay, in steps, at which the error is twice that without: median and range of "
             f"{rows['seed'].nunique()} seeds. Step sizes: {steps}.",
             markdown_table(shown),
+            f"What heavy ball bears goes with the power {exponent:.2f} of a. The other way round, the largest 1 - a of "
+            "these with which a delay is borne:",
+            markdown_table(largest_memory(found)),
             "![Errors against the delay](pca.png)",
         ]
     )
+
+
+def largest_memory(found: pd.DataFrame) -> pd.DataFrame:
+    """For some delays the largest ``1 - a`` that bears them, by memory."""
+    lines = []
+    for memory, group in found.groupby("memory", sort=False):
+        line = {"memory": str(memory)}
+        for delay in SHOWN_DELAYS:
+            able = group[group["borne"] >= delay]["a"]
+            line[f"delay {delay}"] = f"{1.0 - able.min():g}" if len(able) else "none"
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def geometric_mean(logs: Any, axis: int = -1) -> Any:
@@ -156,24 +179,35 @@ def learning_report(rows: pd.DataFrame) -> str:
 
 def _ratio(steps: Floats, base: Floats) -> str:
     if (steps == base).all():
-        return "1, the same runs"
+        return "1, equal env steps"
     found = estimate(geometric_mean, [np.log(steps / base)])
     return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def pooled(rows: pd.DataFrame) -> str:
-    """Ratios to no floor over all delays but 0: a seed's are averaged before seeds are drawn."""
+    """Ratios over all delays but 0, to no floor and of the rule: a seed's are averaged before seeds are drawn."""
     lines = []
-    delayed = rows[rows["delay"] > 0]
-    for (setting, task), place in delayed.groupby(["setting", "task"], sort=False):
-        logs = np.log(place.pivot_table(index="seed", columns=["floor", "delay"], values="steps"))
-        base = logs[BASE]
+    for (setting, task), place in rows[rows["delay"] > 0].groupby(["setting", "task"], sort=False):
+        table = np.log(place.pivot_table(index=["floor", "seed"], columns="delay", values="steps")).mean(axis=1)
+        logs = {floor: table.loc[floor].to_numpy(float) for floor in FLOORS}
         for floor in FLOORS:
-            if floor != BASE:
-                found = estimate(geometric_mean, [(logs[floor] - base).mean(axis=1).to_numpy()])
-                ratio = f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
-                lines.append({"setting": setting, "task": task, "floor": floor, "times no floor, all delays": ratio})
+            line = {"setting": setting, "task": task, "floor": floor}
+            line["floor binds"] = f"{place[place['floor'] == floor]['binds'].mean():.0%}"
+            lines.append(
+                {
+                    **line,
+                    "times no floor": _pooled(logs[floor] - logs[BASE]),
+                    "the rule, times this": _pooled(logs[RULE] - logs[floor]),
+                }
+            )
     return markdown_table(pd.DataFrame(lines))
+
+
+def _pooled(logs: Floats) -> str:
+    if not logs.any():
+        return "1"
+    found = estimate(geometric_mean, [logs])
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def draw_pca(rows: pd.DataFrame, path: Path) -> None:
@@ -189,9 +223,9 @@ def draw_pca(rows: pd.DataFrame, path: Path) -> None:
             axes.axvline(limit, color=COLOURS[number], linewidth=0.8, alpha=0.6)
         axes.set_title(f"{memory.value}, step size {STEP_SIZES[memory]:g}", fontsize=9)
         axes.set_yscale("log")
-        axes.set_ylim(0.008, 1.0)
+        axes.set_ylim(0.003, 1.0)
         axes.set_xlabel("delay, steps")
-        axes.legend(fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, loc="lower right", ncols=2)
     panels[0].set_ylabel("squared distance to the solution")
     save(figure, path)
 
