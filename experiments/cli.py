@@ -24,6 +24,7 @@ from experiments.studies.benchmark import run_benchmark, run_specs
 from experiments.studies.certify import certify
 from experiments.studies.confirm_family import confirm_family
 from experiments.studies.deep_policies import deep_policies
+from experiments.studies.delay.study import delay
 from experiments.studies.fuzz import fuzz
 from experiments.studies.gradient_error import gradient_error
 from experiments.studies.inputs import inputs
@@ -147,8 +148,8 @@ def _alone(study: Callable[..., None]) -> Callable[..., None]:
 
 
 for study in (
-    *(ablations, action_bounds, actors, certify, deep_policies, inputs, optimisers, gradient_error, tabular_regret),
-    *(saddles, sampling, adaptation),
+    *(ablations, action_bounds, actors, certify, deep_policies, delay, inputs, optimisers, gradient_error),
+    *(tabular_regret, saddles, sampling, adaptation),
     *(throughput, tune_family, confirm_family, fuzz),
 ):
     app.command()(_alone(study))

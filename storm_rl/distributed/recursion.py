@@ -8,16 +8,19 @@ from storm_rl.storm_plus_pg.recursion import PolicyRecursion
 class DelayedRecursion(PolicyRecursion):
     r"""The recursion with less memory, the more updates old its gradients are.
 
-    For stochastic gradient descent with momentum :math:`\mu` on streaming PCA, a delay of up to
-    :math:`\tau \asymp (1 - \mu)^2 / \eta^{1 - \gamma}` updates, :math:`\gamma \in (0, 1/2]`, costs nothing (Liu, Li,
-    Cai, Zhao, "Towards understanding acceleration tradeoff between momentum and asynchrony in nonconvex stochastic
-    optimization", NeurIPS 2018, arXiv 1806.01660). Here :math:`1 - \mu` is :math:`a_t`. With the delay given,
-    :math:`\gamma = 1/2` and 1 for the constant, that is a floor,
+    For stochastic gradient descent with momentum :math:`\mu` on streaming PCA, near the solution, a delay of
+    :math:`\tau \asymp (1 - \mu)^2 / ((\lambda_1 + C) \, \eta^{1/2 - \gamma})` updates, :math:`\gamma \in (0, 1/2]`,
+    costs nothing as :math:`\eta \to 0` (Liu, Li, Shi, Zhou, Zhao, "Towards understanding acceleration tradeoff between
+    momentum and asynchrony in nonconvex stochastic optimization", NeurIPS 2018, arXiv 1806.01660, theorem 2). Here
+    :math:`1 - \mu` is :math:`a_t`. With the delay given, :math:`\gamma \to 0`, and 1 for :math:`\lambda_1 + C`, that is
+    a floor,
 
     .. math:: a_t \ge \min(1, \sqrt{\tau} \, \ell_{t-1}^{1/4}).
 
     There :math:`\eta` is about the length of a step on the unit sphere. :math:`\ell` is the length of the last step in
-    the policy's metric, :math:`\eta_t (d_t^T M_t^{-1} d_t)^{1/2}`, before it is bounded.
+    the policy's metric, :math:`\eta_t (d_t^T M_t^{-1} d_t)^{1/2}`, before it is bounded. At a fixed step size the exact
+    floor of momentum is in proportion to the delay, and of a recursion whose correction is exact it is 0: see the
+    documentation's page on delay, which also has what this floor saves.
 
     Args:
         step_memory: As of the base.
