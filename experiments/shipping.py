@@ -16,11 +16,13 @@ LEFT_OUT = (HERE / "results", HERE.parent / "agents" / "trained")
 def write_archive(folder: Path) -> Path:
     """Write a zip of the code into ``folder``. The same code makes the same file, which Ray sends once."""
     written = folder / "storm-rl.zip"
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
-        for package in PACKAGES:
-            for path in sorted(package.rglob("*")):
-                if path.suffix in ENDINGS and not any(path.is_relative_to(other) for other in LEFT_OUT):
-                    # Without its date.
-                    archive.writestr(zipfile.ZipInfo(path.relative_to(package.parent).as_posix()), path.read_bytes())
-        archive.writestr(zipfile.ZipInfo(REVISION_FILE), git_revision())
+    contents: dict[str, str | bytes] = {REVISION_FILE: git_revision()}
+    for package in PACKAGES:
+        for path in sorted(package.rglob("*")):
+            if path.suffix in ENDINGS and not any(path.is_relative_to(other) for other in LEFT_OUT):
+                contents[path.relative_to(package.parent).as_posix()] = path.read_bytes()
+    with zipfile.ZipFile(written, "w") as archive:
+        for name, content in contents.items():
+            # Without its date.
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return written

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -226,25 +227,35 @@ def faulty(faults: list[str], folder: Path) -> Callable[[], gym.Env[Any, Any]]:
 @pytest.mark.parametrize(("mode", "first"), [("synchronous", ["dies"]), ("asynchronous", ["dies", "raises"])])
 def test_lost_actors_are_named_and_cost_their_unfinished_rollout(mode: str, first: list[str], tmp_path: Path) -> None:
     second = [] if mode == "synchronous" else ["hangs", "NaN"]
+    end = time.monotonic() + 300.0
     # Under load one that is well may seem to hang: more restarts than faults.
     env = RayVecEnv([faulty(first, tmp_path), faulty(second, tmp_path)], 2, max_restarts=50, timeout=5.0)
     model: Any = DistributedSTORMPlusPG("MlpPolicy", env, **SMALL, mode=mode)
-    with pytest.warns(RuntimeWarning) as caught:
-        model.learn(2 * 16 * 8)
-    env.close()
-    reports = [str(warning.message) for warning in caught if "is lost" in str(warning.message)]
-    assert len(reports) == env.restarts
-    for index, fault in [(0, fault) for fault in first] + [(1, fault) for fault in second]:
-        assert any(
-            report.startswith(f"actor {index} (environments {index} to {index})")
-            and FAULTS[fault] in report
-            and "started anew with fresh environments" in report
+    expected = [(0, fault) for fault in first] + [(1, fault) for fault in second]
+
+    def reported(index: int, fault: str) -> bool:
+        begin = f"actor {index} (environments {index} to {index})"
+        return any(
+            report.startswith(begin) and FAULTS[fault] in report and "started anew with fresh environments" in report
             for report in reports
-        ), (fault, reports)
+        )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(2 * 16 * 8)
+        # One actor may have collected all of it while the other hung.
+        while time.monotonic() < end:
+            reports = [str(warning.message) for warning in caught if "is lost" in str(warning.message)]
+            if all(reported(*each) for each in expected):
+                break
+            model.learn(2 * 16, reset_num_timesteps=False)
+    env.close()
+    assert len(reports) == env.restarts
+    assert [each for each in expected if not reported(*each)] == [], reports
     if "raises" in first:
         assert any("in step" in report and "ZeroDivisionError" in report for report in reports)  # The traceback.
     # Nothing else is lost, and nothing is learned from twice.
-    assert model.num_timesteps == 2 * 16 * len(model.arrivals) == 2 * 16 * 8
+    assert model.num_timesteps == 2 * 16 * len(model.arrivals) >= 2 * 16 * 8
 
 
 def test_restarts_end_where_it_was_said() -> None:

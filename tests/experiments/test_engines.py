@@ -259,7 +259,7 @@ def test_machines_get_all_code_and_no_results(tmp_path: Path) -> None:
     names = zipfile.ZipFile(archive).namelist()
     assert {"experiments/engines.py", "agents/zoo.py", "envs/tasks.py", "storm_rl/zoo/tuned_settings.json"} <= {*names}
     assert not [name for name in names if name.startswith(("experiments/results", "agents/trained"))]
-    assert archive.stat().st_size < 1e6
+    assert archive.stat().st_size < 5e5  # Compressed.
     (tmp_path / "again").mkdir()
     assert write_archive(tmp_path / "again").read_bytes() == archive.read_bytes()
 
