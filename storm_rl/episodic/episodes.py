@@ -28,7 +28,12 @@ def pad(values: Tensor, mask: Tensor) -> Tensor:
     """Place ``values``, ``(*leading, n_true)``, at the true entries of ``mask``, in order; zeros elsewhere.
 
     Gives the shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
+
+    Raises:
+        ValueError: If there is not one value for each true entry.
     """
+    if values.shape[-1] != int(mask.sum()):
+        raise ValueError(f"{values.shape[-1]} values for a mask with {int(mask.sum())} true entries")
     padded = values.new_zeros(*values.shape[:-1], *mask.shape)
     padded[..., mask] = values
     return padded

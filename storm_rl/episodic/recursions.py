@@ -4,7 +4,17 @@ r"""The recursion that all variance-reduced policy gradients share, and the rule
 
 ``m`` is a remembered gradient estimate at the *anchor* :math:`\tilde\theta`, and ``g_w`` the importance-weighted
 gradient at the anchor on the current batch. A large batch forgets the past (``a = 1``) and sets a new anchor. The
-subclasses of `AnchoredRecursion` differ in what they remember, in ``a``, and in when they take a large batch.
+algorithms differ in what they remember and in when they take a large batch:
+
+==========  ===========================  =============  ==================================
+algorithm   remembered gradient, anchor  ``a``          next large batch
+==========  ===========================  =============  ==================================
+SVRPG       of the last large batch      0              by the ratio of its two steps
+SRVR-PG     of the last step             0              every ``epoch_length`` steps
+STORM-PG    of the last step             constant       never again
+PAGE-PG     of the last step             0              by a coin
+DEF-PG      of the last step             0              by a coin; weights both gradients
+==========  ===========================  =============  ==================================
 """
 
 from typing import Any

@@ -79,3 +79,5 @@ def test_padding_places_values_and_passes_gradients() -> None:
     score_surrogate(padded, torch.full_like(padded, 2.0), MASK).backward()
     assert values.grad is not None
     assert values.grad.tolist() == [1.0, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="3 values for a mask with 4"):
+        pad(values[:3], MASK)
