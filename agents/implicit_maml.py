@@ -299,9 +299,7 @@ class ImplicitMAML:
         rollouts = [self._collect(env, parameters)]
         for _ in range(steps):
             problems = self.inner_problems(rollouts[-1])
-            parameters = proximal_step(
-                problems, start, parameters, strength, self.rate, self.inner_kl, self.max_steps
-            )  # fmt: skip
+            parameters = proximal_step(problems, start, parameters, strength, self.rate, self.inner_kl, self.max_steps)
             rollouts.append(self._collect(env, parameters))
         return parameters, rollouts
 
@@ -333,9 +331,7 @@ class ImplicitMAML:
         gradients = inner_gradients(outer, start, adapted, 0.0)
         if self._needs_hessian:
             problems = self.inner_problems(last.part(first=False))
-            found = implicit_gradients(
-                problems, start, adapted, gradients, self.strength, self.max_steps, self.margin
-            )  # fmt: skip
+            found = implicit_gradients(problems, start, adapted, gradients, self.strength, self.max_steps, self.margin)
             gradients, share = found.value, float(found.share.mean())
         self._move(first, gradients.mean(dim=0))
         return {

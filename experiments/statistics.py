@@ -28,6 +28,11 @@ class Estimate(NamedTuple):
     high: float
 
 
+def mean(samples: Sequence[Floats], axis: int = -1) -> Any:
+    """Of one group."""
+    return np.mean(samples[0], axis=axis)
+
+
 def iqm(samples: Sequence[Floats], axis: int = -1) -> Any:
     """Interquartile mean over all seeds of all tasks: the mean without the lowest and the highest quarter."""
     return trim_mean(np.concatenate(samples, axis=axis), proportiontocut=0.25, axis=axis)

@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import torch
 import typer
@@ -25,7 +24,7 @@ from experiments.plots import COLOURS, MARKERS, new_figure, save
 from experiments.progress import Clock
 from experiments.report.page import markdown_table
 from experiments.rows import Row, Rows
-from experiments.statistics import estimate
+from experiments.statistics import estimate, mean
 from experiments.studies import implicit_gradient
 
 N_TASKS = 12  # Of a meta-update.
@@ -141,10 +140,6 @@ def adaptation(
     typer.echo(f"Table: {output / 'adaptation.md'}\nFigures: {output / 'adaptation.png'}, {output / 'gradients.png'}")
 
 
-def _mean(samples: Any, axis: int = -1) -> Any:
-    return np.mean(samples[0], axis=axis)
-
-
 def chosen_rules(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of held-out tasks by the rule that is best on the validation tasks, for each family and start."""
     validated = rows[(rows["tasks"] == "validation") & (rows["step"] == VALIDATED_AFTER)]
@@ -158,7 +153,7 @@ def chosen_rules(rows: pd.DataFrame) -> pd.DataFrame:
 def _cell(group: pd.DataFrame, step: int, difference: bool = False) -> str:
     """The mean and its interval; a difference whose interval does not hold 0 in bold."""
     returns = group[group["step"] == step].sort_values("seed")["return"].to_numpy()
-    value, low, high = estimate(_mean, [returns])
+    value, low, high = estimate(mean, [returns])
     text = f"{value:.0f} [{low:.0f}, {high:.0f}]"
     return f"**{text}**" if difference and (low > 0.0 or high < 0.0) else text
 

@@ -31,7 +31,7 @@ from experiments.plots import COLOURS, new_figure, save
 from experiments.progress import Clock
 from experiments.report.page import markdown_table
 from experiments.rows import Row, Rows
-from experiments.statistics import estimate
+from experiments.statistics import estimate, mean
 from storm_rl import SVRPG, STORMPlusPG
 
 Report = Callable[[float], None]
@@ -157,10 +157,6 @@ def tabular_regret(
     typer.echo(f"Table: {output / 'tabular_regret.md'}\nFigure: {output / 'tabular_regret.png'}")
 
 
-def _mean(samples: Any, axis: int = -1) -> Any:
-    return np.mean(samples[0], axis=axis)
-
-
 def _ratio(ours: Any, theirs: Any, axis: int = -1) -> Any:
     return np.mean(ours[0], axis=axis) / np.mean(theirs[0], axis=axis)
 
@@ -179,7 +175,7 @@ def summary(rows: pd.DataFrame) -> str:
             {
                 "MDP": mdp,
                 "agent": agent,
-                "regret [95 % interval]": "{:.0f} [{:.0f}, {:.0f}]".format(*estimate(_mean, regret)),
+                "regret [95 % interval]": "{:.0f} [{:.0f}, {:.0f}]".format(*estimate(mean, regret)),
                 "of optimistic Q-learning's": "" if agent == baseline else share,
                 "gap of the last policy": f"{group['gap'].mean():.3f}",
                 "largest shortfall": "" if group["shortfall"].isna().all() else f"{group['shortfall'].max():.2f}",

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from envs import get_task
-from experiments.measures import steps_to_threshold
+from experiments.evaluations import StopAtThreshold
 from experiments.rows import Row
-from experiments.runs import EVALUATION_SEED
+from experiments.runs import EVALUATION_EPISODES
 from experiments.studies.actors.environment import pendulum, slow_cartpole
 from storm_rl import STORMPlusPG
 from storm_rl.distributed import DistributedSTORMPlusPG, RayVecEnv
@@ -26,7 +24,6 @@ TASK = "Pendulum-v1"
 MEASURED_STEPS = 6 * 512
 EVALUATE_EVERY = 1024
 BUDGET = 40 * EVALUATE_EVERY
-EVALUATION_EPISODES = 20
 
 
 def _one_process(kind: type[DummyVecEnv | SubprocVecEnv]) -> Callable[[], STORMPlusPG]:
@@ -68,29 +65,15 @@ def speeds(missing: list[tuple[str, int]], add: Callable[[Row], None]) -> None:
         model.env.close()
 
 
-class Evaluations(BaseCallback):
+class Evaluations(StopAtThreshold):
     """Evaluates the deterministic policy every so many env steps, and ends the run at the threshold."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.env = DummyVecEnv([pendulum] * EVALUATION_EPISODES)
-        self.steps: list[float] = []
-        self.returns: list[float] = []
-
-    @property
-    def hit(self) -> float | None:
-        """Env steps to the threshold, in two evaluations in a row."""
-        return steps_to_threshold(self.steps, self.returns, get_task(TASK).threshold)
-
-    def _on_step(self) -> bool:
-        return self.hit is None
+        super().__init__(TASK, DummyVecEnv([pendulum] * EVALUATION_EPISODES), EVALUATE_EVERY)
 
     def _on_rollout_end(self) -> None:
-        if self.num_timesteps >= EVALUATE_EVERY * (len(self.steps) + 1):
-            self.env.seed(EVALUATION_SEED)
-            mean, _ = evaluate_policy(self.model, self.env, EVALUATION_EPISODES)
-            self.steps.append(float(self.num_timesteps))
-            self.returns.append(float(np.mean(mean)))
+        if self.due:
+            self.evaluate()
 
 
 def learned(mode: str, seed: int) -> Row:

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from torch import Tensor
 
 from agents.build import N_ENVS
 from envs import get_task
 from envs.batched import make_vec
-from experiments.measures import steps_to_threshold
+from experiments.evaluations import StopAtThreshold
 from experiments.rows import Row
 from experiments.runs import EVALUATION_EPISODES, EVALUATION_SEED
 from experiments.studies.delay.plan import ARGUMENTS, BUDGETS, Setting
@@ -142,45 +140,30 @@ class DelayedSTORMPlusPG(STORMPlusPG):
 
     @torch.no_grad()
     def _newest_share(self) -> float:
+        if not self.recursion.delay:
+            return 1.0
         rollout = self.window.newest
         distribution = self.networks().actor(rollout.observations).distribution()
         log_prob = distribution.log_prob(rollout.actions)
         weights = per_step_weights(log_prob, rollout.log_prob.reshape(-1), self.max_weight)
-        return float(effective_sample_size(weights)) / weights.numel() if self.recursion.delay else 1.0
+        return float(effective_sample_size(weights)) / weights.numel()
 
     def _bounded(self, step_size: float, direction_square: float) -> float:
         return super()._bounded(step_size, direction_square) * self._effective_share
 
 
-class Evaluations(BaseCallback):
+class Evaluations(StopAtThreshold):
     """Evaluates the newest policy at the task's interval, and ends the run at the threshold."""
 
     model: DelayedSTORMPlusPG
 
     def __init__(self, task_id: str) -> None:
-        super().__init__()
-        self.task = get_task(task_id)
-        self.env = make_vec(task_id, EVALUATION_EPISODES)
-        self.steps: list[float] = []
-        self.returns: list[float] = []
-
-    @property
-    def hit(self) -> float | None:
-        """Env steps to the threshold, in two evaluations in a row."""
-        return steps_to_threshold(self.steps, self.returns, self.task.threshold)
-
-    def _on_step(self) -> bool:
-        return self.hit is None
+        super().__init__(task_id, make_vec(task_id, EVALUATION_EPISODES), get_task(task_id).evaluate_every)
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps >= self.task.evaluate_every * (len(self.steps) + 1):
-            self.env.seed(EVALUATION_SEED + EVALUATION_EPISODES * len(self.steps))
+        if self.due:
             with self.model.acting_as(self.model.newest):
-                returns, _ = evaluate_policy(
-                    self.model, self.env, EVALUATION_EPISODES, return_episode_rewards=True, warn=False
-                )
-            self.steps.append(float(self.num_timesteps))
-            self.returns.append(float(np.mean(returns)))
+                self.evaluate(EVALUATION_SEED + EVALUATION_EPISODES * len(self.steps))
 
 
 def learned(setting: str, task_id: str, delay: int, floor: str, seed: int) -> list[Row]:
