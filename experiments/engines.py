@@ -255,9 +255,15 @@ def _watch(address: str, under_way: "set[Future[Outcome]]", over: threading.Even
 
 def run_elsewhere(mailbox: Any, index: int, spec: RunSpec, budget: int | None) -> Outcome:
     """Carry out a run on a machine of the cluster."""
+    import ray
+
+    sent: list[Any] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        error, _ = _attempt(spec, folder, lambda steps: mailbox.put.remote(index, steps), budget)
+        error, _ = _attempt(spec, folder, lambda steps: sent.append(mailbox.put.remote(index, steps)), budget)
+        # What was reported is there before the run has ended.
+        if sent:
+            ray.wait(sent, num_returns=len(sent), timeout=10.0)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         # The record says that the run is finished: after everything else.
         paths.sort(key=lambda path: path.parent.name == "raw")

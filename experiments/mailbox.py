@@ -23,7 +23,7 @@ class Mailbox:
 
 
 class MailboxReader:
-    """What a mailbox has, without waiting for it: the machine that it is on may be lost."""
+    """What a mailbox has, waiting for a second at most: the machine that it is on may be lost."""
 
     def __init__(self, mailbox: Any) -> None:
         self.mailbox = mailbox
@@ -41,7 +41,7 @@ class MailboxReader:
 
         if not self.messages:
             self.asked = self.asked or self.mailbox.take.remote()
-            if not ray.wait([self.asked], timeout=0)[0]:
+            if not ray.wait([self.asked], timeout=1.0)[0]:
                 raise queue.Empty
             asked, self.asked = self.asked, None
             # Without the mailbox runs go on, and only the numbers are missing.
