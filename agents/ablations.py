@@ -1,9 +1,14 @@
 """Variants of STORM+PG that switch off one of its parts each: name on the command line and what it shows."""
 
+PAPER = (
+    "storm_plus_pg[momentum='storm+',step_memory=None,metric='euclidean',target_kl=None,reuse_rollouts=1,"
+    "use_action_values=False]"
+)
+
 ABLATIONS: dict[str, str] = {
     "storm_plus_pg[momentum=1.0]": "no recursion",
     "storm_plus_pg[use_action_values=False]": "no action values",
-    "storm_plus_pg[step_memory=30]": "STORM+'s step with a memory of 30 updates",
+    "storm_plus_pg[step_memory=None]": "STORM+'s step with the paper's sum over all updates",
     "storm_plus_pg[target_kl=None]": "STORM+'s step without a bound",
     "storm_plus_pg[step_kl=0.01]": "steps of constant KL 0.01",
     "storm_plus_pg[step_kl=0.02]": "steps of constant KL 0.02",
@@ -19,9 +24,7 @@ ABLATIONS: dict[str, str] = {
     "storm_plus_pg[reuse_rollouts=1]": "the newest rollout alone",
     "storm_plus_pg[reuse_rollouts=1,momentum=1.0]": "the newest rollout alone, no recursion",
     "storm_plus_pg[metric='euclidean',target_kl=None]": "Euclidean metric",
-    "storm_plus_pg[momentum='storm+',metric='euclidean',target_kl=None,reuse_rollouts=1,use_action_values=False]": (
-        "the paper's STORM+ as it stands"
-    ),
+    PAPER: "the paper's STORM+ as it stands",
 }
 
 RENAMED: dict[str, str] = {
@@ -30,8 +33,6 @@ RENAMED: dict[str, str] = {
     "storm_plus_pg[momentum='storm+',momentum_floor=0.0,metric='euclidean',max_kl=None,reuse_rollouts=1]": (
         "storm_plus_pg[momentum='storm+',momentum_floor=0.0,metric='euclidean',target_kl=None,reuse_rollouts=1]"
     ),
-    "storm_plus_pg[momentum='storm+',metric='euclidean',target_kl=None,reuse_rollouts=1]": (
-        "storm_plus_pg[momentum='storm+',metric='euclidean',target_kl=None,reuse_rollouts=1,use_action_values=False]"
-    ),
+    "storm_plus_pg[momentum='storm+',metric='euclidean',target_kl=None,reuse_rollouts=1]": PAPER,
 }
 """Names under which stored runs of version 0.1 know these variants, and their names now."""

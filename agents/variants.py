@@ -20,6 +20,7 @@ Momentum = Literal["measured", "storm+"] | float
 
 PAPER: dict[str, Any] = {
     "momentum": "storm+",
+    "step_memory": None,
     "metric": "euclidean",
     "target_kl": None,
     "reuse_rollouts": 1,

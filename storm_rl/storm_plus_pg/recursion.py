@@ -129,17 +129,18 @@ class PolicyRecursion:
 
     .. math::
         d_t &= g_t + (1 - a_t) (d_{t-1} - g'_t), \qquad d_1 = g_1 \\
-        \eta_t &= \Big( \sum_{i \le t} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
+        \eta_t &= \Big( \sum_{i \le t} (1 - 1/n)^{t-i} d_i^T M_i^{-1} d_i / b_i \Big)^{-1/3}
 
     with :math:`g'_t` the gradient at the previous parameters on the data of :math:`g_t`, and :math:`M` the metric of
     the step, in which :math:`\eta_t` has no unit. The paper (see :class:`~storm_rl.optim.STORMPlus`) has
-    :math:`M = I`, a schedule of :math:`a_t`, and :math:`b_i = a_{i+1}`. Here :math:`a_t` is measured
-    (:meth:`next_momentum`), so that the next one is not known when a step is taken, and :math:`b_i = \max(a_i, 0.1)`.
+    :math:`M = I`, a schedule of :math:`a_t`, :math:`b_i = a_{i+1}`, and remembers all: its steps shrink for ever. Here
+    :math:`a_t` is measured (:meth:`next_momentum`), so that the next one is not known when a step is taken, and
+    :math:`b_i = \max(a_i, 0.1)`.
 
     Gradients come as those of ``k`` independent parts of the window of rollouts, ``(k, n)``; their mean is ``g_t``.
 
     Args:
-        step_memory: ``n``: the terms of the sum in :math:`\eta_t` weigh :math:`(1 - 1/n)^{t-i}`. None: 1, as above.
+        step_memory: ``n``, the updates that the sum in :math:`\eta_t` remembers. None: all.
 
     Attributes:
         direction: ``d_t`` of the last update; None before the first.

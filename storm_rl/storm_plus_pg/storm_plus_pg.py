@@ -70,7 +70,8 @@ class STORMPlusPG(RolloutAlgorithm):
         batch_size: Minibatch size of the critics.
         gamma: Discount factor.
         gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
-        ent_coef: Weight of an entropy bonus in the actor's objective.
+        ent_coef: Weight of an entropy bonus in the actor's objective, where advantages have unit deviation; where they
+            are divided by more than their deviation, so is the bonus.
         max_weight: Importance weights are truncated at this value; None for no bound.
         cg_max_steps: Conjugate-gradient iterations of one step.
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
@@ -97,11 +98,11 @@ class STORMPlusPG(RolloutAlgorithm):
     attribute_of: ClassVar = {**RolloutAlgorithm.attribute_of, "critic_learning_rate": "learning_rate"}
     # What the repository's variants change as well: rollouts whose states the Fisher matrix covers, and states in all;
     # least divisor of advantages as a share of the return's scale, so that noise stays small where actions are equal;
-    # updates that the sum behind the step size remembers, None for all.
+    # updates that the sum behind the step size remembers, None for all, as in the paper.
     fisher_rollouts = 8
     fisher_states: int | None = None
     advantage_floor = 0.1
-    step_memory: float | None = None
+    step_memory: float | None = 30.0
     action_values: ActionValueCritic | None = None
 
     def __init__(
@@ -249,16 +250,18 @@ class STORMPlusPG(RolloutAlgorithm):
             return  # All are frozen.
         theta, previous = parameters_to_vector(parameters).detach(), recursion.previous_parameters
         batch = batch._replace(advantages=self._standardised(batch.advantages))
+        # Of a solved task, whose advantages are small, it would be most of the gradient otherwise.
+        ent_coef = self.ent_coef * float(batch.advantages.std())
         if self.action_values is not None:
             self._update_learning_rate(self.action_values.optimizer)
             scale, minibatches = self.return_statistics.scale, self._minibatches
             self.action_values.fit(networks, self.window, self.gamma, scale, minibatches, self.logger)
-            gradients_of = functools.partial(self._part_gradients, actor, bonus=False)
+            gradients_of = functools.partial(self._part_gradients, actor)
             batch = with_control_variate(self.action_values, actor, batch, self.max_weight, gradients_of, self.logger)
-        gradients, _ = self._part_gradients(actor, batch)
+        gradients, _ = self._part_gradients(actor, batch, None, ent_coef)
         gradients_at_previous = None
         if recursion.needs_previous:
-            gradients_at_previous, weights = self._part_gradients(actor, batch, previous)
+            gradients_at_previous, weights = self._part_gradients(actor, batch, previous, ent_coef)
             self._record_memory(gradients, weights)
         direction = recursion.next_direction(theta, gradients, gradients_at_previous, n_rollouts)
 
@@ -278,12 +281,12 @@ class STORMPlusPG(RolloutAlgorithm):
         return (advantages - advantages.mean()) / max(float(advantages.std()), floor, 1e-8)
 
     def _part_gradients(
-        self, actor: Actor | NumpyActor, batch: Transitions, parameters: Tensor | None = None, bonus: bool = True
+        self, actor: Actor | NumpyActor, batch: Transitions, parameters: Tensor | None = None, ent_coef: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Importance-weighted gradients of the surrogate and the weights, at a flat vector or (None) the present.
 
         One gradient for each part of the transitions, ``(k, n)``, scaled so that their mean is that of all transitions.
-        At the present parameters the weights of the newest rollout are 1. ``bonus``: with the entropy's.
+        At the present parameters the weights of the newest rollout are 1. ``ent_coef``: weight of the entropy.
         """
         size = len(batch.advantages)
         weigh = self._weigh(actor, batch, parameters)
@@ -295,9 +298,9 @@ class STORMPlusPG(RolloutAlgorithm):
             gain = weights[-1] * batch.advantages[part] * log_prob
             if batch.sampled is not None:
                 gain = gain + sampled_gain(batch.sampled, distribution, part, self.max_weight)
-            if bonus and self.ent_coef:
+            if ent_coef:
                 entropy = distribution.entropy()
-                gain = gain + self.ent_coef * (-log_prob if entropy is None else entropy)
+                gain = gain + ent_coef * (-log_prob if entropy is None else entropy)
             return gain
 
         parts = equal_parts(size, min(N_PARTS, size))

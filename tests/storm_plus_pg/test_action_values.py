@@ -100,7 +100,7 @@ def test_gradient_is_exact_with_any_action_values_or_with_exact_ones(
 ) -> None:
     monkeypatch.setattr(action_values, "NOISE_FACTOR", factor)
     env = make_vec_env(lambda: EnumerableEnv(two_state()), 1)
-    model = ready(STORMPlusPG("MlpPolicy", env, ent_coef=0.0, **SMALL))
+    model = ready(STORMPlusPG("MlpPolicy", env, **SMALL))
     rewards = torch.tensor([1.0, -0.5])
     batch, probabilities = batch_of(model, 40_000, lambda actions: rewards[actions])
     centred = batch._replace(advantages=batch.advantages - (probabilities * rewards).sum())
@@ -111,7 +111,7 @@ def test_gradient_is_exact_with_any_action_values_or_with_exact_ones(
             lambda policy, features, actions: torch.stack([rewards[actions] * 3.0 + 7.0, torch.rand(len(actions))], 1),
         )
     actor = model.networks().actor(batch.observations)
-    bare = lambda each: model._part_gradients(actor, each, bonus=False)  # noqa: E731
+    bare = lambda each: model._part_gradients(actor, each)  # noqa: E731
     assert model.action_values is not None
     mixed = with_control_variate(model.action_values, actor, centred, None, bare, model.logger)
     gradients, _ = model._part_gradients(actor, mixed)
@@ -129,14 +129,14 @@ def test_gradient_is_exact_with_any_action_values_or_with_exact_ones(
 
 def test_residual_that_is_noise_is_left_out_and_one_that_is_not_is_kept() -> None:
     env = make_vec_env(lambda: EnumerableEnv(two_state()), 1)
-    model = ready(STORMPlusPG("MlpPolicy", env, ent_coef=0.0, **SMALL))
+    model = ready(STORMPlusPG("MlpPolicy", env, **SMALL))
     model.action_values.values = lambda policy, features, actions: torch.zeros(len(actions), 2)  # type: ignore
 
     def share(value_of: Any) -> float:
         batch, _ = batch_of(model, 4000, value_of)
         batch = batch._replace(advantages=batch.advantages - batch.advantages.mean())
         actor = model.networks().actor(batch.observations)
-        bare = lambda each: model._part_gradients(actor, each, bonus=False)  # noqa: E731
+        bare = lambda each: model._part_gradients(actor, each)  # noqa: E731
         assert model.action_values is not None
         with_control_variate(model.action_values, actor, batch, None, bare, model.logger)
         return float(model.logger.name_to_value["train/residual_share"])

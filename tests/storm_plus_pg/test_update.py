@@ -46,14 +46,33 @@ def test_gradients_are_those_of_the_weighted_surrogate_with_its_entropy(
 ) -> None:
     if by_autograd:
         monkeypatch.setattr(NumpyActorCritic, "from_policy", lambda policy: None)
-    model = small(make_vec_env(task, n_envs=2), reuse_rollouts=2, max_weight=None, ent_coef=0.3).learn(64 * 3)
+    model = small(make_vec_env(task, n_envs=2), reuse_rollouts=2, max_weight=None).learn(64 * 3)
     assert isinstance(model.networks(), ActorCritic) == by_autograd
     actor, batch = transitions_of(model)
     for parameters in (flat(model), flat(model) + 0.02 * torch.randn(len(flat(model)))):
-        parts, weights = model._part_gradients(actor, batch, parameters)
+        parts, weights = model._part_gradients(actor, batch, parameters, 0.3)
         expected = surrogate_gradient(model, batch, parameters, 0.3)
         assert float(weights.std()) > 1e-3
         torch.testing.assert_close(parts.mean(dim=0), expected, rtol=1e-3, atol=1e-4 * float(expected.norm()))
+
+
+@pytest.mark.parametrize("floor", [0.0, 1.0])
+def test_the_entropy_bonus_is_divided_by_more_than_the_deviation_where_advantages_are(floor: float) -> None:
+    model = small(make_vec_env("CartPole-v1", n_envs=2), ent_coef=0.5, use_action_values=False)
+    model.advantage_floor = floor
+    part_gradients, seen = model._part_gradients, []
+
+    def spy(actor: Any, batch: Transitions, parameters: torch.Tensor | None, ent_coef: float) -> Any:
+        seen.append((ent_coef, 0.5 * float(batch.advantages.std())))
+        return part_gradients(actor, batch, parameters, ent_coef)
+
+    model._part_gradients = spy  # type: ignore[method-assign]
+    model.learn(64 * 3)
+    # Of the newest parameters and of the previous ones, which there are at the third update.
+    assert len(seen) == 4
+    for ent_coef, expected in seen:
+        assert ent_coef == pytest.approx(expected, rel=1e-5)
+        assert ent_coef == pytest.approx(0.5, rel=1e-5) if floor == 0.0 else ent_coef < 0.49
 
 
 def logged(model: STORMPlusPG, updates: int) -> list[dict[str, float]]:
@@ -76,7 +95,7 @@ def test_the_step_size_is_the_documented_one_while_no_bound_is_reached() -> None
     assert any(row["train/momentum"] < 0.99 for row in rows)
     total = 0.0
     for row in rows:
-        total += row["train/direction_metric_norm"] ** 2 / max(row["train/momentum"], 0.1)
+        total = 29 / 30 * total + row["train/direction_metric_norm"] ** 2 / max(row["train/momentum"], 0.1)
         assert row["train/step_size"] == pytest.approx(total ** (-1 / 3), rel=1e-5)
         assert row["train/step_bound"] == 0
 
