@@ -166,6 +166,26 @@ def test_the_stored_ablation_says_which_parts_make_a_difference(tmp_path: Path) 
     assert verdict in stored_ablation.sections(tmp_path)[0].text
 
 
+def test_where_a_memory_pays_is_told_by_the_errors_of_gradients(tmp_path: Path) -> None:
+    rows = [
+        f"CartPole-v1,1000,{kl},{seed},{step},{estimator},{error},0.9,1.0"
+        for kl, with_memory in (("1e-05", 0.2), ("0.01", 0.8))
+        for seed in range(3)
+        for step, factor in ((2, 9.0), (10, 1.0 + 0.01 * seed))
+        for estimator, error in (("storm_plus", with_memory * factor), ("gpomdp_equal", 0.4))
+    ]
+    head = "task,stage,kl,seed,step,estimator,relative_error,cosine,reference_norm\n"
+    write_atomically(tmp_path / "gradient_error" / "errors_CartPole-v1.csv", (head + "\n".join(rows)).encode())
+    write_atomically(tmp_path / "ablations" / "ten_seeds.png", b"png")
+    write_atomically(tmp_path / "ablations" / "ten_seeds.md", b"| variant |\n| --- |\n| default |\n")
+    (section,) = stored_ablation.sections(tmp_path / "ablations")
+    table = section.items[-1]
+    assert isinstance(table, Table)
+    assert table.rows.to_dict("records") == [
+        {"task": "CartPole-v1", "KL 1e-05": "**0.50 (0.50 to 0.51)**", "KL 0.01": "2.02 (2.00 to 2.04)"}
+    ]
+
+
 def test_the_stored_ablation_is_a_section_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert stored_ablation.sections(tmp_path) == []
     store_ablation(Study.of(load_runs(folder)), tmp_path)
