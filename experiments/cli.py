@@ -31,6 +31,7 @@ from experiments.studies.inputs import inputs
 from experiments.studies.optimisers import optimisers
 from experiments.studies.saddles import saddles
 from experiments.studies.sampling import sampling
+from experiments.studies.step_bound import step_bound
 from experiments.studies.tabular_regret import tabular_regret
 from experiments.studies.throughput import throughput
 from experiments.studies.tune_family import tune_family
@@ -132,7 +133,7 @@ def pack_runs(
     typer.echo(f"{path}: {len(load_runs(path.parent))} runs, {path.stat().st_size / 1e6:.2f} MB")
 
 
-for command in (report, export_agents, watch, agent_check):
+for command in (report, export_agents, watch, agent_check, step_bound):
     app.command()(command)
 
 
