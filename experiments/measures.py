@@ -62,6 +62,7 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     area, final = area_under_curve(steps, returns), float(np.mean(run["final_returns"]))
     training = training_area(run["episodes"], run["budget"])
     last = float(np.mean(returns[-LAST_EVALUATIONS:])) if returns else float("nan")
+    later = [] if hit is None else returns[steps.index(hit) + 1 :]
     return {
         "agent": run["agent"],
         "task": run["task"],
@@ -81,6 +82,8 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
         "training_score": task.normalised(training),
         "last_evaluations": last,
         "collapsed": hit is not None and last < task.threshold,
+        "later_evaluations": len(later),
+        "later_below_threshold": sum(each < task.threshold for each in later),
         "steps_per_second": run["steps"] / run["learn_seconds"],
         "learn_seconds": run["learn_seconds"],
     }

@@ -27,6 +27,7 @@ INTERVALS = (
 REACHED = (
     "In brackets, how many seeds reached it, where not all did; `-`: half of them or fewer, so that there is no median."
 )
+BELOW = "Of the evaluations after the threshold was reached, how many are below it, over all seeds that reached it."
 NOT_RUN = "`not run`: the agent was not run on that task."
 
 
@@ -230,6 +231,7 @@ def _returns(study: Study) -> Section:
                 "Seeds that lost the threshold again, of those that reached it: their last ten evaluations are below "
                 "it, on average. `-`: none reached it.",
             ),
+            Table(tables.dips(study, agents), BELOW),
             Table(
                 tables.medians(study, agents, "evaluation_score", 2),
                 f"Area under the evaluation curve, normalised: mean score over the budget. {spread}",
@@ -289,6 +291,7 @@ def _variants(study: Study) -> Section:
             ),
             Table(tables.medians(study, variants, "final_return", 1), "Final return."),
             Table(tables.collapses(study, variants), "Seeds that lost the threshold again, of those that reached it."),
+            Table(tables.dips(study, variants), BELOW),
         ],
     )
 

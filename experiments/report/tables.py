@@ -189,6 +189,16 @@ def collapses(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     return _by_task(study, agents, cell)
 
 
+def dips(study: Study, agents: Sequence[str]) -> pd.DataFrame:
+    """Share of the evaluations after the threshold was reached that are below it, over all seeds that reached it."""
+
+    def cell(rows: pd.DataFrame) -> str:
+        later = int(rows["later_evaluations"].sum())
+        return f"{100 * rows['later_below_threshold'].sum() / later:.1f} %" if later else NONE
+
+    return _by_task(study, agents, cell)
+
+
 def tasks(study: Study) -> pd.DataFrame:
     """What defines each task, in the protocol's words."""
     return pd.DataFrame(

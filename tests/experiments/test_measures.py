@@ -43,6 +43,7 @@ def test_run_that_never_gets_there_counts_as_the_budget() -> None:
     assert (row["reached"], row["steps_to_threshold"]) == (False, 3000)
     assert row["seconds_to_threshold"] == 2.0
     assert not row["collapsed"]
+    assert (row["later_evaluations"], row["later_below_threshold"]) == (0, 0)
     assert row["final_return"] == 15.0
     assert row["training_area"] == 25.0  # Weighed by length, and without what ended past the budget.
     assert row["evaluation_score"] == pytest.approx(0.5)
@@ -66,3 +67,16 @@ def test_what_is_evaluated_after_the_budget_does_not_count() -> None:
     assert (row["reached"], row["steps_to_threshold"]) == (False, 3000)
     assert row["evaluation_area"] == pytest.approx(7.5)
     assert row["last_evaluations"] == pytest.approx(10.0)
+
+
+def test_evaluations_below_a_threshold_that_was_reached_are_counted() -> None:
+    returns = [0.0, 500.0, 100.0, 480.0, 490.0, 470.0, 500.0, 20.0]
+    steps = [1000.0 * (index + 1) for index in range(len(returns))]
+    run = {
+        **{"agent": "ppo_zoo", "task": "CartPole-v1", "seed": 0, "budget": 8000, "steps": 8000, "learn_seconds": 2.0},
+        "evaluations": {"step": steps, "mean_return": returns, "learn_seconds": steps},
+        "episodes": {"step": [1000], "return": [10.0], "length": [10]},
+        "final_returns": [500.0],
+    }
+    row = measure(run)
+    assert (row["steps_to_threshold"], row["later_evaluations"], row["later_below_threshold"]) == (4000, 4, 2)
