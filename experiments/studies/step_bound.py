@@ -54,9 +54,12 @@ def step_bound(
     path = output or results / "step_bound.csv"
     write_atomically(path, table.to_csv(index=False, float_format="%.3g").encode())
     medians = table.drop(columns="seed").groupby("task", sort=False).median().reset_index()
-    typer.echo(
-        f"{markdown_table(medians.map(lambda value: f'{value:.3g}' if isinstance(value, float) else value))}\n{path}"
-    )
+    typer.echo(markdown_table(medians.map(lambda value: value if isinstance(value, str) else _text(value))))
+    typer.echo(f"Each run: {path}")
+
+
+def _text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def log_of(results: Path, run: Row) -> dict[str, pd.Series]:
