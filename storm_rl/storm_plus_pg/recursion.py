@@ -13,7 +13,6 @@ from torch.nn.utils import parameters_to_vector
 
 from storm_rl.common.checks import check_finite
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy
-from storm_rl.optim.recursion import recursive_direction, squared_norm, storm_plus_step_size
 
 # Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
 # of the error is a small difference of large numbers.
@@ -206,8 +205,7 @@ class PolicyRecursion:
         return direction
 
     def _mixed(self, gradient: Tensor, direction: Tensor, gradient_at_previous: Tensor) -> Tensor:
-        (mixed,) = recursive_direction([gradient], [direction], [gradient_at_previous], self.momentum)
-        return mixed
+        return gradient + (1.0 - self.momentum) * (direction - gradient_at_previous)
 
     def next_step_size(self, direction_square: float) -> float:
         """``eta_t`` from ``d_t^T M_t^{-1} d_t``.
@@ -218,7 +216,8 @@ class PolicyRecursion:
         kept = 1.0 if self.step_memory is None else 1.0 - 1.0 / self.step_memory
         self.sum_weighted_directions = kept * self.sum_weighted_directions + direction_square / self._divisor()
         check_finite("the sum behind the step size", torch.tensor(self.sum_weighted_directions))
-        return storm_plus_step_size(self.sum_weighted_directions)
+        # While all directions are exactly 0, so is the step.
+        return self.sum_weighted_directions ** (-1.0 / 3.0) if self.sum_weighted_directions > 0.0 else 0.0
 
     def _divisor(self) -> float:
         return max(self.momentum, LEAST_DIVISOR)
@@ -295,7 +294,7 @@ def _error_ratio(direction: Tensor, gradients: Tensor, gradients_at_previous: Te
     """The squared error of ``direction`` in units of the noise of ``g_t``, as one update shows it."""
     noise = covariance_of_mean(gradients, gradients)
     noise_at_previous = covariance_of_mean(gradients_at_previous, gradients_at_previous)
-    mismatch = squared_norm([gradients_at_previous.mean(dim=0) - direction])
+    mismatch = float(torch.linalg.vector_norm(gradients_at_previous.mean(dim=0) - direction, dtype=torch.float64) ** 2)
     error = max(0.0, mismatch - (1.0 - 2.0 * used) * noise_at_previous)
     return error / noise if noise > 0.0 else 0.0
 
