@@ -1,4 +1,4 @@
-"""Checks: of constructor arguments, of what environments and policies give, and of each update as a whole."""
+"""Checks: of constructor arguments, of what environments and policies give, and of each update, which can be undone."""
 
 import copy
 import functools
@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -181,6 +181,26 @@ def not_finite_name(state: Any, name: str = "") -> str | None:
         if (found := not_finite_name(entry, f"{name}.{key}" if name else str(key))) is not None:
             return found
     return None
+
+
+class PlainState:
+    """Base of what keeps tensors and plain Python between updates: named attributes, saved and loaded as they are.
+
+    An update replaces their values and never writes into them, so that nothing need be copied.
+    """
+
+    state_names: ClassVar[tuple[str, ...]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes; ``torch.load`` reads them with ``weights_only=True``."""
+        return {name: getattr(self, name) for name in self.state_names}
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
+        """Restore what :meth:`state_dict` gave, ``ValueError`` if a name lacks; ``strict`` is there for SB3."""
+        if missing := set(self.state_names) - set(state):
+            raise ValueError(f"not the state of a {type(self).__name__}: {sorted(missing)} missing in {sorted(state)}")
+        for name in self.state_names:
+            setattr(self, name, state[name])
 
 
 def all_or_nothing(train: Callable[[Algorithm], None]) -> Callable[[Algorithm], None]:

@@ -17,19 +17,19 @@ DEF-PG      of the last step             0              by a coin; weights both 
 ==========  ===========================  =============  ==================================
 """
 
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from storm_rl.common.checks import check_integer, check_range
+from storm_rl.common.checks import PlainState, check_integer, check_range
 from storm_rl.optim.recursion import recursive_direction
 
 Vector = dict[str, Tensor]
 """Named tensors: parameters, or a gradient with respect to them."""
 
 
-class AnchoredRecursion:
+class AnchoredRecursion(PlainState):
     """State of one recursion: the anchor, the gradient remembered there, and what the next batch is to be.
 
     Subclasses override `schedule` and, to keep the anchor of the last large batch, `moves_anchor`. ``momentum`` is
@@ -44,6 +44,7 @@ class AnchoredRecursion:
         ValueError: If ``momentum`` is outside [0, 1].
     """
 
+    state_names: ClassVar[tuple[str, ...]] = ("anchor", "memory", "large_batch", "small_batches")
     moves_anchor = True
 
     def __init__(self, momentum: float = 0.0) -> None:
@@ -88,22 +89,6 @@ class AnchoredRecursion:
         """Decide on `large_batch` after a step; ``step_size`` is its norm over that of the averaged direction."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python only, so that it can be read with ``weights_only=True``."""
-        return {
-            "anchor": dict(self.anchor or {}),
-            "memory": dict(self.memory or {}),
-            "large_batch": self.large_batch,
-            "small_batches": self.small_batches,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Restore what `state_dict` gave; ``strict`` is there for SB3, which passes it."""
-        self.anchor = {name: values.clone() for name, values in state_dict["anchor"].items()} or None
-        self.memory = {name: values.clone() for name, values in state_dict["memory"].items()} or None
-        self.large_batch = bool(state_dict["large_batch"])
-        self.small_batches = int(state_dict["small_batches"])
-
 
 class PlainGradient(AnchoredRecursion):
     """No memory: every batch is a large one and its gradient is the direction."""
@@ -120,6 +105,7 @@ class SnapshotRecursion(AnchoredRecursion):
     latest after ``max_sub_iterations`` small batches. N is ``batch_size``, B ``mini_batch_size``.
     """
 
+    state_names = (*AnchoredRecursion.state_names, "snapshot_step_size")
     moves_anchor = False
 
     def __init__(self, batch_size: int, mini_batch_size: int, max_sub_iterations: int) -> None:
@@ -138,15 +124,6 @@ class SnapshotRecursion(AnchoredRecursion):
         exhausted = self.small_batches >= self.max_sub_iterations
         better = self.snapshot_step_size / self.batch_size > step_size / self.mini_batch_size
         self.large_batch = exhausted or better
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the base's, and the step size to compare with."""
-        return {**super().state_dict(), "snapshot_step_size": self.snapshot_step_size}
-
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Restore what `state_dict` gave."""
-        super().load_state_dict(state_dict, strict)
-        self.snapshot_step_size = float(state_dict["snapshot_step_size"])
 
 
 class EpochRecursion(AnchoredRecursion):

@@ -1,19 +1,19 @@
 r"""The metric in which a direction is measured and stepped along: the policy's Fisher matrix, damped."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from stable_baselines3.common.distributions import Distribution, kl_divergence
 from torch import Tensor
 
+from storm_rl.common.checks import PlainState
 from storm_rl.common.policies import ObservationBatch, batch_size, concatenate, select
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix as its product with a flat vector."""
 
 
-class FisherMetric:
+class FisherMetric(PlainState):
     r""":math:`M = F + \lambda I`, with the Fisher matrix on states of the last rollouts.
 
     The metric must cover what :math:`d` remembers: with states of the newest rollout only, components of
@@ -26,6 +26,8 @@ class FisherMetric:
         max_states: Number of states kept in all, an equal share of each rollout. Memory is bounded by this many
             observations.
     """
+
+    state_names = ("rollouts",)
 
     def __init__(self, damping: float, max_steps: int, n_rollouts: int, max_states: int) -> None:
         self.damping = damping
@@ -50,14 +52,6 @@ class FisherMetric:
     def inverse_product(self, fisher_product: Product, direction: Tensor) -> Tensor:
         r""":math:`(F + \lambda I)^{-1} d` by conjugate gradients."""
         return conjugate_gradient(lambda v: fisher_product(v) + self.damping * v, direction, self.max_steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The remembered states."""
-        return {"rollouts": list(self.rollouts)}
-
-    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Restore the remembered states."""
-        self.rollouts = list(state["rollouts"])
 
 
 def mean_kl(old: Distribution, new: Distribution) -> Tensor:

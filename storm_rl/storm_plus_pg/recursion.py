@@ -1,7 +1,7 @@
 """The recursion over policy gradients: what is remembered between two updates, and how strongly."""
 
 import itertools
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from gymnasium import spaces
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils import parameters_to_vector
 
-from storm_rl.common.checks import check_finite
+from storm_rl.common.checks import PlainState, check_finite
 from storm_rl.common.policies import ObservationBatch, StandardisedActorCriticPolicy
 
 # Weight of the past in the running ratio of the direction's error to the gradient's noise: one rollout's estimate
@@ -123,7 +123,7 @@ def _input_layers(policy: StandardisedActorCriticPolicy) -> tuple[nn.Linear, nn.
     return (linear[0], linear[1]) if plain else None
 
 
-class PolicyRecursion:
+class PolicyRecursion(PlainState):
     r"""``d_t``, ``a_t`` and ``eta_t`` for flat policy gradients.
 
     .. math::
@@ -276,18 +276,6 @@ class PolicyRecursion:
         if change is not None and self.direction is not None and self.previous_parameters is not None:
             self.direction = change.gradient(self.direction)
             self.previous_parameters = change.parameters(self.previous_parameters)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers only, so that it loads with ``weights_only=True``."""
-        return {name: getattr(self, name) for name in self.state_names}
-
-    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        if strict and not set(self.state_names) <= set(state):
-            raise ValueError(f"not the state of a {type(self).__name__}: keys {sorted(state)}")
-        for name in self.state_names:
-            value = state[name]
-            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
 
 
 def _error_ratio(direction: Tensor, gradients: Tensor, gradients_at_previous: Tensor, used: float) -> float:
