@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, TypedDict
 
 import torch
@@ -226,15 +226,13 @@ class RecursiveOptimizer(Optimizer, ABC):
 
         for group in self.param_groups:
             group["noise_sum"], group["direction_sum"] = noise_sum, direction_sum
-            moving = [p for p in group["params"] if p in gradients]
-            self._decay(group, moving)
-            scale = float(group["lr"]) * step_size * (1.0 if group["maximize"] else -1.0)
+        for signed_lr, moving in self._decayed(gradients):
             directions = [self.state[p]["direction"] for p in moving]
             if foreach and moving:
-                torch._foreach_add_(moving, directions, alpha=scale)
+                torch._foreach_add_(moving, directions, alpha=signed_lr * step_size)
             else:
                 for p, tensor in zip(moving, directions, strict=True):
-                    p.add_(tensor, alpha=scale)
+                    p.add_(tensor, alpha=signed_lr * step_size)
 
     def _step_per_coordinate(self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor]) -> None:
         floor = self.param_groups[0]["momentum_floor"]
@@ -266,12 +264,9 @@ class RecursiveOptimizer(Optimizer, ABC):
         # Only now that no sum of any parameter has overflowed.
         for p, (noise_sum, direction_sum) in sums.items():
             self.state[p]["noise_sum"], self.state[p]["direction_sum"] = noise_sum, direction_sum
-        for group in self.param_groups:
-            moving = [p for p in group["params"] if p in gradients]
-            self._decay(group, moving)
-            scale = float(group["lr"]) * (1.0 if group["maximize"] else -1.0)
+        for signed_lr, moving in self._decayed(gradients):
             for p in moving:
-                p.addcmul_(step_sizes[p], self.state[p]["direction"], value=scale)
+                p.addcmul_(step_sizes[p], self.state[p]["direction"], value=signed_lr)
 
     def _remember(self, gradients: dict[Tensor, Tensor]) -> None:
         """Keep what the next step needs of this point; a parameter that is new starts with ``d_t = g_t``."""
@@ -304,12 +299,13 @@ class RecursiveOptimizer(Optimizer, ABC):
             "scaled loss, since its sums start from 0"
         )
 
-    @staticmethod
-    def _decay(group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Decoupled weight decay, with ``lr`` as its schedule (Loshchilov, Hutter, arXiv 1711.05101)."""
-        if group["weight_decay"]:
-            for p in parameters:
-                p.mul_(1.0 - float(group["lr"]) * group["weight_decay"])
+    def _decayed(self, gradients: dict[Tensor, Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
+        """Each group's ``lr``, negative to descend, and the parameters that move, after decoupled weight decay."""
+        for group in self.param_groups:
+            lr, moving = float(group["lr"]), [p for p in group["params"] if p in gradients]
+            for p in moving if group["weight_decay"] else ():
+                p.mul_(1.0 - lr * group["weight_decay"])
+            yield lr if group["maximize"] else -lr, moving
 
     @property
     def momentum(self) -> float:
@@ -393,6 +389,3 @@ class RecursiveOptimizer(Optimizer, ABC):
         super().__setstate__(state)
         # torch adds this default of its own, which no group of ours has.
         self.defaults.pop("differentiable", None)
-        for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
