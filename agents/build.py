@@ -35,7 +35,8 @@ def build_model(
             environments of the algorithm's row in `ALGORITHMS`, or of 8 if it is not this package's.
     """
     n_envs = next((row.n_envs for row in ALGORITHMS.values() if row.algorithm is algorithm), N_ENVS)
-    settings = {"n_envs": n_envs, "device": "cpu", **tuned_settings(algorithm.__name__, task_id), **arguments}
+    tuned = tuned_settings(algorithm.__name__).get(task_id, {})
+    settings = {"n_envs": n_envs, "device": "cpu", **tuned, **arguments}
     # BaseAlgorithm's own constructor differs from that of the algorithms.
     build: Any = algorithm
     env = make_env(task_id, n_envs=settings.pop("n_envs"), seed=seed)

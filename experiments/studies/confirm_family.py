@@ -45,7 +45,7 @@ def confirm_family(
     missing = [(algorithm, seed) for algorithm, seed in asked if rows.get(algorithm, seed) is None]
     with Clock(Console(), len(missing), len(missing) * budget) as clock:
         for algorithm, seed in missing:
-            settings = tuned_settings(algorithm, task)
+            settings = tuned_settings(algorithm).get(task, {})
             with clock.run(f"{algorithm}, seed {seed}", budget) as report:
                 rows.add([trial(algorithm, chosen, settings, seed, budget, EVALUATE_EVERY, False, report)])
     found = summary(rows.table())

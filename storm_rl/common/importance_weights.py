@@ -23,6 +23,8 @@ import math
 import torch
 from torch import Tensor
 
+from storm_rl.common.checks import check_range
+
 
 def per_step_weights(target_log_prob: Tensor, behaviour_log_prob: Tensor, max_weight: float | None = None) -> Tensor:
     r""":math:`\rho_h = \pi(a_h | s_h) / \mu(a_h | s_h)`, one ratio a step; any shape.
@@ -47,20 +49,18 @@ def per_decision_weights(
 ) -> Tensor:
     r""":math:`w_h = \prod_{k \le h} \pi(a_k | s_k) / \mu(a_k | s_k)`, the weight of the reward at ``h``.
 
-    Args:
-        target_log_prob: As in `per_step_weights`, shape ``(n_episodes, n_steps)``; so are the next and ``max_weight``.
-        behaviour_log_prob: See above.
-        mask: Boolean, the same shape; the weight is 0 where it is false. None: all steps were taken.
-        max_weight: See above.
-        self_normalise: Divide the weights of each step by their mean over *all* episodes, in logarithms, so that they
-            cannot overflow. An episode that has ended stays in that mean with its last weight, as an episode in an
-            absorbing state would; leaving it out would also divide by the probability of being alive.
+    Log-probabilities, ``(n_episodes, n_steps)``, and ``max_weight`` are as in `per_step_weights`. The weight is 0 where
+    ``mask``, boolean and of the same shape, is false. None: all steps were taken.
+
+    ``self_normalise`` divides the weights of each step by their mean over *all* episodes, in logarithms, so that they
+    cannot overflow. An episode that has ended stays in that mean with its last weight, as an episode in an absorbing
+    state would; leaving it out would also divide by the probability of being alive.
 
     Raises:
         ValueError: As `per_step_weights`; if the mask leaves nothing; if self-normalisation meets a step whose weights
             are all 0.
     """
-    check_padded("log-probabilities", target_log_prob)
+    check_padded("log-probabilities", target_log_prob, mask)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).cumsum(dim=1)
     return masked(_exponentiate(log_weights, max_weight, self_normalise), mask)
 
@@ -73,7 +73,7 @@ def trajectory_weights(
     self_normalise: bool = False,
 ) -> Tensor:
     r""":math:`w = \prod_{h < T} \pi(a_h | s_h) / \mu(a_h | s_h)`, one weight an episode; see `per_decision_weights`."""
-    check_padded("log-probabilities", target_log_prob)
+    check_padded("log-probabilities", target_log_prob, mask)
     log_weights = _log_ratio(target_log_prob, behaviour_log_prob, mask).sum(dim=1)
     return _exponentiate(log_weights, max_weight, self_normalise)
 
@@ -107,9 +107,8 @@ def defensive_weights(
     Raises:
         ValueError: If ``defensive`` is outside [0, 1], and as `per_decision_weights`.
     """
-    if not 0.0 <= defensive <= 1.0:
-        raise ValueError(f"defensive must lie in [0, 1] (the previous policy's share), got {defensive}")
-    check_padded("log-probabilities", target_log_prob)
+    check_range("defensive (the previous policy's share)", defensive, 0.0, 1.0)
+    check_padded("log-probabilities", target_log_prob, mask)
     # Relative to the target, -log w = logsumexp_j(log p_j + sum_h (log mu_j - log pi)): in range however long the
     # episode. A policy without a share must not be able to make a weight NaN.
     log_products = []
@@ -141,13 +140,15 @@ def effective_sample_size(weights: Tensor) -> Tensor:
     return scaled.sum().square() / scaled.square().sum()
 
 
-def check_padded(name: str, values: Tensor) -> None:
-    """Raise ``ValueError`` unless ``values`` are floating-point numbers of shape ``(n_episodes, n_steps)``."""
+def check_padded(name: str, values: Tensor, mask: Tensor | None) -> None:
+    """Raise ``ValueError`` unless ``values`` are floating-point, ``(n_episodes, n_steps)``, and ``mask`` is right."""
     if values.dim() != 2 or not values.is_floating_point():
         raise ValueError(
             f"{name} must be floating-point, one number a step, of shape (n_episodes, n_steps); got {values.dtype} "
             f"of shape {tuple(values.shape)}"
         )
+    if mask is not None:
+        check_mask(mask, values)
 
 
 def check_mask(mask: Tensor, values: Tensor) -> None:
@@ -172,8 +173,6 @@ def _log_ratio(target_log_prob: Tensor, behaviour_log_prob: Tensor, mask: Tensor
             "log-probabilities must agree in shape: target has "
             f"{tuple(target_log_prob.shape)}, behaviour has {tuple(behaviour_log_prob.shape)}"
         )
-    if mask is not None:
-        check_mask(mask, target_log_prob)
     return masked(target_log_prob.detach() - behaviour_log_prob.detach(), mask)
 
 

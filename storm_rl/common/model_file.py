@@ -54,14 +54,8 @@ def add_run_state(archive: io.BytesIO, algorithm: str, version: str, run_state: 
 def read_model(path: ModelPath, algorithms: list[str], parameters: Iterable[str]) -> tuple[bytes, dict[str, Any]]:
     """A model's whole archive, and what `add_run_state` added; nothing is unpickled but tensors and plain Python.
 
-    Args:
-        path: Of the file, with or without ``.zip``, or an open binary file.
-        algorithms: Names of the classes whose models are accepted, the wanted one first.
-        parameters: Names of the state dicts that the wanted algorithm needs.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, is no model, or another algorithm's.
+    For ``ResumableAlgorithm.load``, which says what may be wrong. ``algorithms`` names the classes whose models are
+    accepted, the wanted one first, and ``parameters`` the state dicts that it needs.
     """
     if isinstance(path, (str, Path)):
         # As SB3 looks for it: first the name as given.

@@ -56,8 +56,7 @@ class EpisodeQuota:
         numbers = np.arange(n_envs)
         self.playing: npt.NDArray[np.int64] = np.where(numbers < n_episodes, numbers, -1)
         self.idle_steps = 0
-        self._n_episodes = n_episodes
-        self._n_started = min(n_envs, n_episodes)
+        self._to_start = iter(range(n_envs, n_episodes))
         self._begun_at = np.zeros(n_envs, dtype=np.int64)
         self._n_steps = 0
         self.spans: list[tuple[int, int, int]] = [(-1, 0, 0)] * n_episodes
@@ -75,8 +74,7 @@ class EpisodeQuota:
         for env in np.flatnonzero(dones & (self.playing >= 0)):
             self.spans[self.playing[env]] = (int(env), int(self._begun_at[env]), self._n_steps)
             self._begun_at[env] = self._n_steps
-            self.playing[env] = self._n_started if self._n_started < self._n_episodes else -1
-            self._n_started += int(self.playing[env] >= 0)
+            self.playing[env] = next(self._to_start, -1)
 
     @property
     def longest(self) -> int:

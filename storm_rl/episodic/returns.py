@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from storm_rl.common.checks import check_choice
+from storm_rl.common.checks import check_choice, check_range
 from storm_rl.common.importance_weights import check_mask, check_padded, masked
 
 Baseline = Literal["none", "average", "leave_one_out", "state_value"]
@@ -35,8 +35,7 @@ Baseline = Literal["none", "average", "leave_one_out", "state_value"]
 
 def discount_factors(n_steps: int, gamma: float, like: Tensor) -> Tensor:
     """``gamma^h`` for ``h < n_steps``, typed and placed as ``like``; ``ValueError`` if ``gamma`` is outside [0, 1]."""
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+    check_range("gamma", gamma, 0.0, 1.0)
     steps = torch.arange(n_steps, dtype=like.dtype, device=like.device)
     return torch.as_tensor(gamma, dtype=like.dtype, device=like.device) ** steps
 
@@ -47,9 +46,8 @@ def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     Raises:
         ValueError: If shapes differ, the mask leaves nothing, or ``gamma`` is outside [0, 1].
     """
-    check_padded("rewards", rewards)
-    check_mask(mask, rewards)
-    discount_factors(0, gamma, rewards)
+    check_padded("rewards", rewards, mask)
+    check_range("gamma", gamma, 0.0, 1.0)
     rewards = masked(rewards.detach(), mask)
     returns = torch.zeros_like(rewards)
     running = torch.zeros_like(rewards[:, 0])
@@ -69,8 +67,7 @@ def reinforce_advantages(
     Raises:
         ValueError: As `monte_carlo_returns`; for another shape of ``weights``; for ``baseline="state_value"``.
     """
-    check_padded("rewards", rewards)
-    check_mask(mask, rewards)
+    check_padded("rewards", rewards, mask)
     check_choice("baseline", baseline, get_args(Baseline))
     if baseline == "state_value":
         raise ValueError("REINFORCE has one baseline an episode; state_value needs GPOMDP or actor-critic")
@@ -112,8 +109,7 @@ def gpomdp_advantages(
     Raises:
         ValueError: As `monte_carlo_returns`; for other shapes; if ``values`` and ``baseline`` do not go together.
     """
-    check_padded("rewards", rewards)
-    check_mask(mask, rewards)
+    check_padded("rewards", rewards, mask)
     check_choice("baseline", baseline, get_args(Baseline))
     factors = discount_factors(rewards.shape[1], gamma, rewards)
     weights = torch.ones_like(rewards) if weights is None else weights

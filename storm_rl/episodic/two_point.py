@@ -21,10 +21,7 @@ from storm_rl.episodic.recursions import Vector
 class ActionDistribution(nn.Module):
     """A policy's action distribution as a module of its own, to be evaluated at other parameters.
 
-    Parameters are named as in the policy, behind ``policy.``.
-
-    Args:
-        policy: The policy; its parameters are shared, not copied.
+    Parameters are those of the policy, not copies, and named as there, behind ``policy.``.
 
     Attributes:
         actor: The parameters that the distribution depends on, frozen ones included.
@@ -81,11 +78,7 @@ class ActionDistribution(nn.Module):
 class LogProbAtPoints:
     """Log-probabilities of a batch at several parameter vectors, and gradients of their linear combinations.
 
-    Args:
-        distribution: The action distribution.
-        points: As `ActionDistribution.point` gives.
-        observations: The batch.
-        actions: The actions taken there.
+    Each of ``points`` is as `ActionDistribution.point` gives.
 
     Attributes:
         values: Log-probabilities, detached, shape ``(n_points, n)``.

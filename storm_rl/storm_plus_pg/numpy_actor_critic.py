@@ -43,16 +43,8 @@ _OWN_METHODS = (
     *("_get_action_dist_from_latent", "predict_values", "scaled_values"),
 )
 
-# Options of gSDE's distribution that :class:`Noise` does not have.
-_SDE_OPTIONS = ("learn_features", "use_expln")
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 # Units of a layer from which two BLAS threads were measured to be faster than one (1.2 times, and 0.8 times at 64).
 WIDE_LAYER = 128
-
-# Options of Adam that its plain form does not have. (AdamW's decay counts only with weight_decay.)
-_ADAMS_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
 
 Features = Callable[[ObservationBatch], Array]
 
@@ -78,7 +70,9 @@ class NumpyActorCritic:
         if any(getattr(own, name) is not getattr(base, name) for name in _OWN_METHODS):
             return None
         noise, log_std = policy.action_dist, getattr(policy, "log_std", None)
-        if type(policy.mlp_extractor) is not MlpExtractor or any(getattr(noise, name, False) for name in _SDE_OPTIONS):
+        # Options of gSDE's distribution that `Noise` does not have.
+        other = any(getattr(noise, name, False) for name in ("learn_features", "use_expln"))
+        if other or type(policy.mlp_extractor) is not MlpExtractor:
             return None
         if log_std is not None and not isinstance(noise, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
             return None
@@ -348,11 +342,11 @@ def has_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Paramet
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
     # As in `_is_changed`. A scheduler's wrapper of `step` is an attribute of the instance.
-    hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
     group = optimizer.param_groups[0]
-    same = [id(parameter) for parameter in group["params"]] == [*map(id, parameters)]
-    plain = "step" not in vars(optimizer) and not hooks
-    return same and plain and not any(group[name] for name in _ADAMS_OPTIONS)
+    # (AdamW's decay counts only with weight_decay.)
+    options = any(map(group.get, ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")))
+    return not hooked and not options and [*map(id, group["params"])] == [*map(id, parameters)]
 
 
 def _features_of(policy: StandardisedActorCriticPolicy, extractor: BaseFeaturesExtractor) -> Features:
@@ -394,4 +388,5 @@ def _is_changed(part: object) -> bool:
     """Whether a module or distribution has hooks, or a method of its own in the place of its class's."""
     # Torch has no public way to ask for hooks.
     own, kind = vars(part), type(part)
-    return any(map(own.get, _HOOKS)) or any(callable(own[name]) and hasattr(kind, name) for name in own)
+    hooked = any(own.get(f"_{when}_hooks") for when in ("forward", "forward_pre", "backward", "backward_pre"))
+    return hooked or any(callable(own[name]) and hasattr(kind, name) for name in own)

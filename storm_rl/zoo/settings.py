@@ -20,12 +20,8 @@ _N_TIMESTEPS = {  # The benchmark's budgets, which a wheel does not hold.
 }
 
 
-def tuned_settings(class_name: str, env_id: str) -> dict[str, Any]:
-    """The arguments found for a class, as ``"SVRPG"``, on an environment; empty where none were searched for."""
-    return _tuned(class_name).get(env_id, {})
-
-
-def _tuned(class_name: str) -> dict[str, dict[str, Any]]:
+def tuned_settings(class_name: str) -> dict[str, dict[str, Any]]:
+    """The arguments found for a class, as ``"SVRPG"``, by environment; none where none were searched for."""
     # Read anew each time: a search in the same process may have written it.
     return json.loads(SETTINGS_FILE.read_text(encoding="utf-8")).get(class_name, {})  # type: ignore[no-any-return]
 
@@ -33,7 +29,7 @@ def _tuned(class_name: str) -> dict[str, dict[str, Any]]:
 def hyperparameters(algorithm: str) -> dict[str, dict[str, Any]]:
     """What RL Zoo reads: a default section, and one for each environment with a budget or settings of its own."""
     row = get_algorithm(algorithm)
-    tuned = _tuned(row.algorithm.__name__)
+    tuned = tuned_settings(row.algorithm.__name__)
     return {
         section: {
             "n_envs": row.n_envs,

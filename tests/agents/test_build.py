@@ -42,7 +42,8 @@ def test_arguments_replace_settings() -> None:
 
 @pytest.mark.parametrize("algorithm", [SVRPG, PPO])
 def test_where_nothing_was_searched_for_the_defaults_rule(algorithm: type[BaseAlgorithm]) -> None:
-    assert tuned_settings("SVRPG", "MountainCar-v1") == tuned_settings("PPO", "CartPole-v1") == {}
+    assert tuned_settings("PPO") == {}
+    assert "MountainCar-v1" not in tuned_settings("SVRPG")
     arguments: dict[str, Any] = {"policy": "MlpPolicy", "env": None, "_init_setup_model": False}
     default, model = algorithm(**arguments), build_model(algorithm, "FrozenLake-v1", 0, None)
     assert (model.learning_rate, vars(model)["batch_size"]) == (default.learning_rate, vars(default)["batch_size"])
