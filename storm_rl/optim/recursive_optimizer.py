@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, TypedDict
 
 import torch
@@ -122,7 +122,7 @@ class RecursiveOptimizer(Optimizer, ABC):
             )
         before = random_state({p.device for p in parameters}) if self.param_groups[0]["replay"] else None
         with watch_buffers() as buffers:
-            loss, squared_gradient = self._evaluate(closure, parameters)
+            loss = self._evaluate(closure, parameters)
         gradients = {p: p.grad for p in parameters if p.grad is not None}
         at_previous: dict[Tensor, Tensor] = {}
         if any("previous" in self.state.get(p, ()) for p in parameters):
@@ -135,11 +135,11 @@ class RecursiveOptimizer(Optimizer, ABC):
         if self.param_groups[0]["per_coordinate"]:
             self._step_per_coordinate(gradients, at_previous)
         else:
-            self._step_global(gradients, at_previous, squared_gradient)
+            self._step_global(gradients, at_previous)
         return loss
 
-    def _evaluate(self, closure: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor | float, float]:
-        """Checked loss and squared norm of the gradients, which are checked too and left in ``p.grad``."""
+    def _evaluate(self, closure: Closure, parameters: Sequence[Tensor]) -> Tensor | float:
+        """Checked loss; the gradients are checked too, and left in ``p.grad``."""
         for p in parameters:
             p.grad = None
         with torch.enable_grad():
@@ -150,14 +150,13 @@ class RecursiveOptimizer(Optimizer, ABC):
                 f"{self.algorithm}: the closure left no gradient in any parameter; the loss must depend on "
                 "the parameters given to the optimizer, and the closure must call loss.backward()"
             )
-        squared_gradient = squared_norm(gradients)
-        if not math.isfinite(squared_gradient):
+        if not math.isfinite(squared_norm(gradients)):
             index = next(i for i, g in enumerate(gradients) if not math.isfinite(squared_norm([g])))
             raise ValueError(
                 f"{self.algorithm}: gradient {index}, of shape {tuple(gradients[index].shape)}, is NaN, infinite "
                 f"or too large to square (loss {float(loss)}); parameters and state were left as they were"
             )
-        return loss, squared_gradient
+        return loss
 
     def _evaluate_at_previous(
         self, closure: Closure, parameters: Sequence[Tensor], buffers: Buffers, before: dict[str, Any] | None
@@ -196,34 +195,47 @@ class RecursiveOptimizer(Optimizer, ABC):
                 p.grad = current
         return at_previous
 
-    # The recursion, over all coordinates together or over each
-
-    def _step_global(
-        self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor], squared_gradient: float
-    ) -> None:
-        options = self.param_groups[0]
-        noise_sum, direction_sum = options["noise_sum"], options["direction_sum"]
-        foreach = all(p.is_cuda for p in gradients) if options["foreach"] is None else options["foreach"]
-        known = [p for p in gradients if "direction" in self.state.get(p, ())]
+    def _advance(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: dict[Tensor, Tensor],
+        at_previous: dict[Tensor, Tensor],
+        sums: Mapping[str, Any],
+        foreach: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        """Turn ``d_{t-1}`` into ``d_t`` for ``parameters``, which have their sums in common; the sums and ``eta_t``."""
+        options, noise_sum = self.param_groups[0], sums["noise_sum"]
+        square: Callable[[Sequence[Tensor]], Any] = _squares if options["per_coordinate"] else squared_norm
+        known = [p for p in parameters if p in at_previous]
         shift = [at_previous[p] for p in known]
         if self._looks_back():
-            noise_sum += sum(squared_norm([self.state[p]["gradient"] - g]) for p, g in zip(known, shift, strict=True))
-        momentum = self._momentum(noise_sum)
-        floored = max(options["momentum_floor"], momentum)
-        direction = [self.state[p]["direction"] for p in known]
+            pairs = zip(known, shift, strict=True)
+            noise_sum = noise_sum + sum(square([self.state[p]["gradient"] - gradient]) for p, gradient in pairs)
+        a = self._momentum(noise_sum)
+        direction, floor = [self.state[p]["direction"] for p in known], options["momentum_floor"]
+        floored = [a.clamp(min=floor).to(d.dtype) for d in direction] if isinstance(a, Tensor) else max(floor, a)
         update_direction(direction, [gradients[p] for p in known], shift, floored, foreach=foreach)
-        self._remember(gradients)
-
+        # What the next step needs of this point. A parameter that is new starts with d_t = g_t.
+        for p in parameters:
+            if p not in at_previous:
+                self.state[p]["previous"] = p.detach().clone(memory_format=torch.preserve_format)
+                self.state[p]["direction"] = gradients[p].clone(memory_format=torch.preserve_format)
+            if self._looks_back():
+                self.state[p]["gradient"] = gradients[p].clone(memory_format=torch.preserve_format)
         if not self._looks_back():
-            noise_sum += self._noise(squared_gradient)
-            momentum = self._momentum(noise_sum)
-        self._check_sum("noise_sum", math.isfinite(noise_sum))
-        squared_direction = squared_norm([self.state[p]["direction"] for p in gradients])
-        direction_sum += self._direction_weight(squared_direction, momentum)
-        self._check_sum("direction_sum", math.isfinite(direction_sum))
-        step_size = self._step_size(noise_sum, direction_sum, momentum)
-        self._check_step_size(step_size != 0.0, bool(step_size <= 1e30), gradients)  # Times lr it fits in float32.
+            noise_sum = noise_sum + self._noise(square([gradients[p] for p in parameters]))
+        self._check_sum("noise_sum", noise_sum)
+        a = self._momentum(noise_sum)
+        squared_direction = square([self.state[p]["direction"] for p in parameters])
+        direction_sum = sums["direction_sum"] + self._direction_weight(squared_direction, a)
+        self._check_sum("direction_sum", direction_sum)
+        return noise_sum, direction_sum, self._step_size(noise_sum, direction_sum, a)
 
+    def _step_global(self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor]) -> None:
+        options = self.param_groups[0]
+        foreach = all(p.is_cuda for p in gradients) if options["foreach"] is None else options["foreach"]
+        noise_sum, direction_sum, step_size = self._advance([*gradients], gradients, at_previous, options, foreach)
+        self._check_step_size(step_size != 0.0, bool(step_size <= 1e30), gradients)  # Times lr it fits in float32.
         for group in self.param_groups:
             group["noise_sum"], group["direction_sum"] = noise_sum, direction_sum
         for signed_lr, moving in self._decayed(gradients):
@@ -235,51 +247,22 @@ class RecursiveOptimizer(Optimizer, ABC):
                     p.add_(tensor, alpha=signed_lr * step_size)
 
     def _step_per_coordinate(self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor]) -> None:
-        floor = self.param_groups[0]["momentum_floor"]
-        sums: dict[Tensor, tuple[Tensor, Tensor]] = {}
-        step_sizes: dict[Tensor, Tensor] = {}
-        for p, gradient in gradients.items():
-            state = self.state[p]
-            # Sums of many small squares stand still in half precision.
-            dtype = torch.promote_types(p.dtype, torch.float32)
-            noise_sum = state["noise_sum"] if "noise_sum" in state else torch.zeros_like(p, dtype=dtype)
-            if "direction" in state:
-                shift = at_previous[p]
-                if self._looks_back():
-                    noise_sum = noise_sum + (state["gradient"] - shift).to(dtype).square()
-                floored = self._momentum(noise_sum).clamp_(min=floor).to(p.dtype)
-                update_direction([state["direction"]], [gradient], [shift], [floored])
-            self._remember({p: gradient})
-            if not self._looks_back():
-                noise_sum = noise_sum + self._noise(gradient.to(dtype).square())
-            self._check_sum("noise_sum", bool(noise_sum.isfinite().all()))
-            momentum = self._momentum(noise_sum)
-            weighted = self._direction_weight(state["direction"].to(dtype).square(), momentum)
-            direction_sum = state["direction_sum"] + weighted if "direction_sum" in state else weighted
-            self._check_sum("direction_sum", bool(direction_sum.isfinite().all()))
-            sums[p] = noise_sum, direction_sum
-            step_sizes[p] = self._step_size(noise_sum, direction_sum, momentum).to(p.dtype)
+        found = {}
+        for p in gradients:
+            zeros = dict.fromkeys(SUMS, _squares([torch.zeros_like(p)]))
+            found[p] = self._advance([p], gradients, at_previous, zeros | self.state.get(p, {}))
+        step_sizes = {p: step_size.to(p.dtype) for p, (_, _, step_size) in found.items()}
         moves = any(bool(size.any()) for size in step_sizes.values())
         self._check_step_size(moves, all(bool(size.isfinite().all()) for size in step_sizes.values()), gradients)
         # Only now that no sum of any parameter has overflowed.
-        for p, (noise_sum, direction_sum) in sums.items():
+        for p, (noise_sum, direction_sum, _) in found.items():
             self.state[p]["noise_sum"], self.state[p]["direction_sum"] = noise_sum, direction_sum
         for signed_lr, moving in self._decayed(gradients):
             for p in moving:
                 p.addcmul_(step_sizes[p], self.state[p]["direction"], value=signed_lr)
 
-    def _remember(self, gradients: dict[Tensor, Tensor]) -> None:
-        """Keep what the next step needs of this point; a parameter that is new starts with ``d_t = g_t``."""
-        for p, gradient in gradients.items():
-            state = self.state[p]
-            if "direction" not in state:
-                state["previous"] = p.detach().clone(memory_format=torch.preserve_format)
-                state["direction"] = gradient.clone(memory_format=torch.preserve_format)
-            if self._looks_back():
-                state["gradient"] = gradient.clone(memory_format=torch.preserve_format)
-
-    def _check_sum(self, name: str, finite: bool) -> None:
-        if not finite:
+    def _check_sum(self, name: str, value: Number) -> None:
+        if not (value.isfinite().all() if isinstance(value, Tensor) else math.isfinite(value)):
             self._start_anew(f"{name} overflows, the sum of squares of {SUMS[name]}", "down or skip the sample")
 
     def _check_step_size(self, moves: bool, fits: bool, parameters: Iterable[Tensor]) -> None:
@@ -389,3 +372,8 @@ class RecursiveOptimizer(Optimizer, ABC):
         super().__setstate__(state)
         # torch adds this default of its own, which no group of ours has.
         self.defaults.pop("differentiable", None)
+
+
+def _squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Of each coordinate of the one tensor, for a sum of them: many small ones stand still in half precision."""
+    return tensors[0].to(torch.promote_types(tensors[0].dtype, torch.float32)).square()
