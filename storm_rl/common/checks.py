@@ -81,10 +81,9 @@ def _check_number(name: str, value: Any, right: str) -> None:
 def check_transition(
     observations: Any, rewards: NDArray[Any], dones: NDArray[np.bool_], infos: list[dict[str, Any]], step: int
 ) -> None:
-    """Refuse a vector step of the environments, its terminal observations included, that cannot be learned from.
+    """Refuse a vector step that cannot be learned from: ``ValueError`` names the environment and what it gave.
 
-    Raises:
-        ValueError: A NaN or infinite reward (float32 is what is learned from) or observation; names which.
+    Rewards and observations, terminal ones included, must be finite in float32, in which networks compute.
     """
     parts = [(0, *part) for part in _parts(rewards, "reward") + _parts(observations, "observation")]
     for index in np.flatnonzero(dones).tolist():
@@ -107,7 +106,7 @@ def _parts(observations: Any, name: str) -> list[tuple[str, NDArray[Any]]]:
 
 
 def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Which rows are finite in float32, in which networks compute; None if all are."""
+    """Which rows are finite in float32; None if all are."""
     if batch.dtype.kind != "f":
         return None
     # As in `is_finite`.
@@ -124,11 +123,7 @@ def own_copy(observations: Any) -> Any:
 
 
 def check_policy_outputs(step: int, **outputs: Tensor) -> None:
-    """Refuse NaN or infinite outputs of the policy: named tensors, each ``(n_envs, ...)``.
-
-    Raises:
-        ValueError: Names the tensor and the environment it was for.
-    """
+    """``ValueError`` for NaN or infinite outputs of the policy: names the tensor, ``(n_envs, ...)``, and where."""
     for name, values in outputs.items():
         if values.is_floating_point() and not is_finite(values):
             finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)

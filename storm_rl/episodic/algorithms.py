@@ -102,8 +102,8 @@ class SVRPG(EpisodicAlgorithm):
     code, where the paper says no more than "the step size proposed by Adam"; both Adams have the ``beta_2`` of the
     paper's table, .99, where the code has .999 for snapshots and mostly .9 for small batches; the paper's actor-only
     runs have no baseline, here ``leave_one_out`` is the default, which is unbiased too; self-normalisation is by step
-    for per-decision weights; the critic, if there is one, is the policy's network and not a linear one. Departures
-    from the theory are the paper's own: Adam, an adaptive number of sub-iterations, the last iterate.
+    for per-decision weights; the critic, if there is one, is the policy's network and not a linear one. The adaptive
+    number of sub-iterations, which the theory does not have, is the paper's own.
 
     Args:
         max_sub_iterations: Largest number of small batches on one snapshot (cart-pole of the paper: 50, others 20).
@@ -240,9 +240,9 @@ class DEFPG(EpisodicAlgorithm):
         \quad \tau_i \sim (1 - b) p_{\theta_t} + b \, p_{\theta_{t-1}}
 
     Each episode of a small batch is played throughout by the previous policy with probability ``b``, and both
-    gradients are weighted against the mixture. The weights are at most ``1 / (1 - b)`` and ``1 / b``, whatever the
-    horizon and the step: they cannot overflow. ``b = 0`` is PAGE-PG. The authors' code weights trajectories
-    (``weights="trajectory"``); the default here is the per-decision form, which has less variance.
+    gradients are weighted against the mixture, by weights that cannot overflow
+    (:func:`~storm_rl.common.importance_weights.defensive_weights`). ``b = 0`` is PAGE-PG. The authors' code weights
+    trajectories (``weights="trajectory"``); the default here is the per-decision form, which has less variance.
 
     Args:
         probability: p in (0, 1], of a large batch.

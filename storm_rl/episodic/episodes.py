@@ -27,10 +27,7 @@ class TrajectoryBatch(NamedTuple):
 def pad(values: Tensor, mask: Tensor) -> Tensor:
     """Place ``values``, ``(*leading, n_true)``, at the true entries of ``mask``, in order; zeros elsewhere.
 
-    Gives the shape ``(*leading, n_episodes, n_steps)``; gradients flow through.
-
-    Raises:
-        ValueError: If there is not one value for each true entry.
+    Gives the shape ``(*leading, n_episodes, n_steps)``; gradients flow through. ``ValueError`` for too few or many.
     """
     if values.shape[-1] != int(mask.sum()):
         raise ValueError(f"{values.shape[-1]} values for a mask with {int(mask.sum())} true entries")

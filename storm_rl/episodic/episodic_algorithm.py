@@ -81,6 +81,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     """
 
     policy: ActorCriticPolicy
+    dump_logs = OnPolicyAlgorithm.dump_logs
     fits_critic_to_large_batches_only = False
 
     def __init__(
@@ -289,7 +290,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             self.train()
             # After training, unlike SB3's loop, where the values of the last update would be lost.
             if log_interval is not None and iteration % log_interval == 0:
-                self.dump_logs(iteration)
+                self.dump_logs(iteration)  # type: ignore[misc]  # It needs of the class only what this one has.
         callback.on_training_end()
         return self
 
@@ -406,7 +407,3 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if isinstance(self.action_space, spaces.Box):
             # Of the distribution that was evaluated last, in units of the actions.
             record("train/std", float(self.policy.action_dist.distribution.stddev.detach().mean()))  # type: ignore[union-attr]
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Write the log; as SB3's on-policy algorithms."""
-        OnPolicyAlgorithm.dump_logs(self, iteration)  # type: ignore[arg-type]

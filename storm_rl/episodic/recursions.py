@@ -4,17 +4,8 @@ r"""The recursion that all variance-reduced policy gradients share, and the rule
 
 ``m`` is a remembered gradient estimate at the *anchor* :math:`\tilde\theta`, and ``g_w`` the importance-weighted
 gradient at the anchor on the current batch. A large batch forgets the past (``a = 1``) and sets a new anchor. The
-algorithms differ in what they remember and in when they take a large batch:
-
-==========  ===========================  =============  ==================================
-algorithm   remembered gradient, anchor  ``a``          next large batch
-==========  ===========================  =============  ==================================
-SVRPG       of the last large batch      0              by the ratio of its two steps
-SRVR-PG     of the last step             0              every ``epoch_length`` steps
-STORM-PG    of the last step             constant       never again
-PAGE-PG     of the last step             0              by a coin
-DEF-PG      of the last step             0              by a coin; weights both gradients
-==========  ===========================  =============  ==================================
+algorithms differ in what they remember, of the last step or, for SVRPG, of the last large batch; in ``a``, which is 0
+but for STORM-PG; and in when they take a large batch.
 """
 
 from typing import ClassVar

@@ -18,11 +18,7 @@ MEMORY_ROLLOUTS = 16
 
 
 def rollout_steps(n_steps: int | None, n_envs: int, observation_space: spaces.Space[Any]) -> int:
-    """Steps of each environment per rollout: ``n_steps``, or for None what makes the same number of transitions.
-
-    Raises:
-        ValueError: One transition in all.
-    """
+    """Steps of each environment per rollout: ``n_steps``, or for None what makes the same number of transitions."""
     if n_steps is None:
         space = observation_space
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]

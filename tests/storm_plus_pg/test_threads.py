@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from storm_rl import STORMPlusPG
-from storm_rl.common.threads import one_thread
+from storm_rl.storm_plus_pg.numpy_actor_critic import one_thread
 
 
 def blas_threads() -> list[int]:
