@@ -247,22 +247,20 @@ class NumpyActor:
 
     def fisher_product(self) -> Callable[[Tensor], Tensor]:
         """The map ``v -> F v``, flat, with the Fisher matrix averaged over the states."""
-        size, shape = self.network.n_parameters, self.layers[-1].shape
-        hessian_product = self._hessian_product()
+        size, hessian_product = self.network.n_parameters, self._hessian_product()
         jacobian = Jacobian(self.network, self.layers)
 
         def product(vector: Tensor) -> Tensor:
-            moved = torch.from_numpy(jacobian.jvp(vector[:size].numpy()))
-            image = hessian_product(torch.cat([moved.flatten(), vector[size:]]))
             result = torch.empty_like(vector)
-            jacobian.vjp(image[: moved.numel()].view(shape).numpy(), result[:size].numpy())
-            result[size:] = image[moved.numel() :]
+            moved = torch.from_numpy(jacobian.jvp(vector[:size].numpy()))
+            image, result[size:] = hessian_product(moved, vector[size:])
+            jacobian.vjp(image.numpy(), result[:size].numpy())
             return result
 
         return product
 
-    def _hessian_product(self) -> Callable[[Tensor], Tensor]:
-        """``v -> H v`` for the Hessian of the mean divergence in the outputs, flat, and the noise's own parameters."""
+    def _hessian_product(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """``v -> H v`` for the Hessian of the mean divergence in the outputs, ``(n, k)``, and in ``log_std``, flat."""
         outputs, latent = torch.from_numpy(self.layers[-1]), torch.from_numpy(self.layers[-2])
         if type(self.policy.action_dist) is CategoricalDistribution:
             return functools.partial(_categorical_hessian_product, torch.softmax(outputs, dim=1))
@@ -272,7 +270,8 @@ class NumpyActor:
             return functools.partial(_gaussian_hessian_product, noise, self.policy.action_unit)
         leaf = outputs.clone().requires_grad_()
         divergence = mean_kl(self.distribution(), self.policy.distribution_of(leaf, latent, None))
-        return fisher_vector_product(divergence, [leaf])
+        product = fisher_vector_product(divergence, [leaf])
+        return lambda moved, none: (product(moved.flatten()).view_as(moved), none)
 
     def _at(self, vector: Tensor | None) -> tuple[NumpyMLP, list[Array], Tensor | None]:
         if vector is None:
@@ -282,18 +281,16 @@ class NumpyActor:
         return network, network.forward(self.features), log_std
 
 
-def _categorical_hessian_product(probabilities: Tensor, vector: Tensor) -> Tensor:
-    """By ``(diag(p) - p p^T) / n``, the Hessian of a Categorical's mean KL in its logits; ``vector`` is flat."""
-    weighted = probabilities * vector.view_as(probabilities)
-    return (weighted - probabilities * weighted.sum(dim=1, keepdim=True)).flatten() / len(probabilities)
+def _categorical_hessian_product(probabilities: Tensor, moved: Tensor, none: Tensor) -> tuple[Tensor, Tensor]:
+    """By ``(diag(p) - p p^T) / n``, the Hessian of a Categorical's mean KL in its logits."""
+    weighted = probabilities * moved
+    return (weighted - probabilities * weighted.sum(dim=1, keepdim=True)) / len(probabilities), none
 
 
-def _gaussian_hessian_product(noise: "Noise", unit: Tensor, vector: Tensor) -> Tensor:
+def _gaussian_hessian_product(noise: "Noise", unit: Tensor, moved: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
     """By ``1 / std^2`` and ``2 / std^2``, the Hessian of a Gaussian's KL in its mean and its standard deviation."""
-    moved, log_std = vector[: noise.std.numel()].view_as(noise.std), vector[noise.std.numel() :]
-    by_mean = moved * (unit / noise.std).square()
     by_noise = noise.vjp(2.0 * noise.jvp(log_std) / noise.std.square())
-    return torch.cat([by_mean.flatten(), by_noise]) / len(noise.std)
+    return moved * (unit / noise.std).square() / len(noise.std), by_noise / len(noise.std)
 
 
 class Noise:

@@ -300,27 +300,21 @@ class RolloutWindow:
         def joined(part: Callable[[Rollout], Tensor]) -> Tensor:
             return torch.cat([part(rollout) for rollout in self.rollouts])
 
-        def by_environment(tensor: Tensor) -> Tensor:
-            return tensor.to(device).T.reshape(-1)
-
-        def by_time(tensor: Tensor) -> Tensor:
-            return tensor.reshape(shape[1], shape[0]).T
-
-        dones = joined(lambda rollout: rollout.dones)
-        shape, device = dones.shape, dones.device
-        actions = joined(lambda rollout: rollout.actions)[self._order()]
-        behaviour_log_prob = by_environment(joined(lambda rollout: rollout.log_prob))
+        dones, order = joined(lambda rollout: rollout.dones), self._order()
+        actions = joined(lambda rollout: rollout.actions)[order]
+        behaviour_log_prob = joined(lambda rollout: rollout.log_prob).flatten()[order]
         values = networks.values(observations)
+        by_time = values.reshape(dones.shape[::-1]).T
         # The recursion over steps is many small operations: fast on the CPU whatever the device.
         advantages = generalised_advantages(
             joined(lambda rollout: rollout.rewards).cpu(),
-            by_time(values).cpu(),
-            self._next_values(networks, by_time(values), dones).cpu(),
+            by_time.cpu(),
+            self._next_values(networks, by_time, dones).cpu(),
             dones.cpu(),
             gamma,
             gae_lambda,
         )
-        advantages = by_environment(advantages)
+        advantages = advantages.to(dones.device).flatten()[order]
         return Transitions(observations, actions, behaviour_log_prob, values, advantages, values + advantages)
 
     def _order(self) -> Tensor:
