@@ -96,13 +96,10 @@ def defensive_weights(
     (Hesterberg, 1995): at most ``1 / (1 - b)`` (current) or ``1 / b`` (previous), whatever the horizon (Papini,
     Metelli, Restelli, Machine Learning 2024).
 
-    Args:
-        target_log_prob: Log-probabilities under the target, shape ``(n_episodes, n_steps)``; usually one of the next.
-        current_log_prob: Under the current policy, the same shape.
-        previous_log_prob: Under the previous (anchor, snapshot) policy, the same shape.
-        defensive: ``b`` in [0, 1], the *previous* policy's share of the episodes. The paper's alpha is ``1 - b``.
-        mask: Boolean, the same shape.
-        per_decision: A weight a step, ``(n_episodes, n_steps)``, of the prefix; else one an episode, ``(n_episodes,)``.
+    Log-probabilities are those of the target, usually one of the two, of the current and of the previous (anchor,
+    snapshot) policy; they and ``mask`` are ``(n_episodes, n_steps)``. ``defensive`` is ``b``, the *previous* policy's
+    share of the episodes; the paper's alpha is ``1 - b``. With ``per_decision`` there is a weight a step, of the
+    prefix, else one an episode, ``(n_episodes,)``.
 
     Raises:
         ValueError: If ``defensive`` is outside [0, 1], and as `per_decision_weights`.

@@ -345,12 +345,8 @@ class RecursiveOptimizer(Optimizer, ABC):
         """
         groups = state_dict["param_groups"]
         for group in groups:
-            missing = sorted(set(self.defaults) - set(group))
-            if missing or group["algorithm"] != self.algorithm:
-                raise ValueError(
-                    f"state_dict was saved by {group.get('algorithm', 'another optimizer')}, "
-                    f"not {self.algorithm}" + (f" (it lacks {', '.join(missing)})" if missing else "")
-                )
+            if (saved_by := group.get("algorithm", "another optimizer")) != self.algorithm:
+                raise ValueError(f"state_dict was saved by {saved_by}, not {self.algorithm}")
         parameters = [p for group in self.param_groups for p in group["params"]]
         indices = [index for group in groups for index in group["params"]]
         saved = {p: state_dict["state"].get(i, {}) for i, p in zip(indices, parameters, strict=False)}

@@ -48,10 +48,8 @@ class ActorCritic:
     def fit_critic(self, observations: ObservationBatch, targets: Tensor, minibatches: Iterable[Tensor]) -> float:
         """A step of the policy's optimizer on the squared error of each minibatch; gives the mean of their losses.
 
-        Args:
-            observations: Raw, ``(n, ...)``.
-            targets: In units of ``policy.value_scale``, ``(n,)``.
-            minibatches: Indices of transitions, one tensor a step.
+        ``observations`` are raw, ``(n, ...)``, and ``targets`` in units of ``policy.value_scale``, ``(n,)``;
+        ``minibatches`` are indices of transitions, one tensor a step.
         """
         policy = self.policy
         if not policy.critic_learns_features:

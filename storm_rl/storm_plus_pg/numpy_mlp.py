@@ -20,12 +20,10 @@ class NumpyMLP:
     On networks of a few thousand parameters autograd's bookkeeping, the start of each of torch's operations, and its
     tanh on the CPU cost more than the arithmetic.
 
-    Methods with an argument ``out`` write there, into arrays of :meth:`empty_layers`; None makes new ones.
+    ``arrays``, which are not copied, are weight ``(n_out, n_in)`` and bias ``(n_out,)`` of each layer, in the order of
+    ``module.parameters()``; ``activations``, ``nn.Tanh``, ``nn.ReLU`` or ``nn.Identity``, follow each layer.
 
-    Args:
-        arrays: Weight ``(n_out, n_in)`` and bias ``(n_out,)`` of each layer, one after the other: the order of
-            ``module.parameters()``. They are not copied.
-        activations: ``nn.Tanh``, ``nn.ReLU`` or ``nn.Identity`` after each layer.
+    Methods with an argument ``out`` write there, into arrays of :meth:`empty_layers`; None makes new ones.
     """
 
     def __init__(self, arrays: Sequence[Array], activations: Sequence[type[nn.Module]]) -> None:
