@@ -1,1 +1,1 @@
-"""What the algorithms share: policies with observation statistics, rollouts, the critic."""
+"""What the algorithms share: policies with observation statistics, importance weights, checks, saving, resuming."""

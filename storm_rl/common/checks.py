@@ -90,9 +90,7 @@ def check_transition(
         if (terminal := infos[index].get("terminal_observation")) is not None:
             parts += [(index, key, batch[None]) for key, batch in _parts(terminal, "terminal observation")]
     for first, key, batch in parts:
-        finite = _finite_rows(batch)
-        if finite is not None:
-            row = int(np.argmin(finite))
+        if (row := _first_bad_row(batch)) is not None:
             raise ValueError(
                 f"environment {first + row} gave {key} {batch[row]} at env step {step}; it must be finite in float32. "
                 "The policy and all statistics are as before this rollout."
@@ -105,8 +103,8 @@ def _parts(observations: Any, name: str) -> list[tuple[str, NDArray[Any]]]:
     return [(name, np.asarray(observations))]
 
 
-def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Which rows are finite in float32; None if all are."""
+def _first_bad_row(batch: NDArray[Any]) -> int | None:
+    """The first row that is not finite in float32; None if all are."""
     if batch.dtype.kind != "f":
         return None
     # As in `is_finite`.
@@ -114,7 +112,7 @@ def _finite_rows(batch: NDArray[Any]) -> NDArray[np.bool_] | None:
         return None
     with np.errstate(over="ignore"):
         finite = np.isfinite(batch.astype(np.float32, copy=False)).reshape(len(batch), -1).all(axis=1)
-    return None if finite.all() else np.asarray(finite)
+    return None if finite.all() else int(np.argmin(finite))
 
 
 def own_copy(observations: Any) -> Any:

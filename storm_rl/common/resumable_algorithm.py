@@ -293,7 +293,8 @@ def constructor_parameters(algorithm: type[BaseAlgorithm]) -> dict[str, inspect.
         if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
             break
         # ``**kwargs: Unpack[Names]`` says which; any other annotation leaves all.
-        handed_on = {name for names in get_args(parameters[-1].annotation) for name in names.__annotations__} or None
+        if names := {name for names in get_args(parameters[-1].annotation) for name in names.__annotations__}:
+            handed_on = names if handed_on is None else names & handed_on
     return found
 
 

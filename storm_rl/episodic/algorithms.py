@@ -231,7 +231,7 @@ class PAGEPG(EpisodicAlgorithm):
         return recursions.CoinRecursion(self.probability)
 
 
-class DEFPG(EpisodicAlgorithm):
+class DEFPG(PAGEPG):
     r"""DEF-PG (Papini, Metelli, Restelli, "Sample complexity of variance-reduced policy gradient: weaker assumptions
     and lower bounds", Machine Learning 2024): PAGE-PG whose small batches are sampled by a mixture.
 
@@ -265,23 +265,19 @@ class DEFPG(EpisodicAlgorithm):
         check_range("defensive", defensive, 0.0, 1.0)
         if defensive == 1.0:
             raise ValueError(f"defensive must lie in [0, 1) (the previous policy's share), got {defensive}")
-        self.probability = probability
         self.defensive = defensive
         super().__init__(
             policy,
             env,
             learning_rate,
-            batch_size=batch_size,
-            mini_batch_size=mini_batch_size,
+            batch_size,
+            mini_batch_size,
+            probability,
             weights=weights,
             max_weight=None,
             self_normalise=False,
             **kwargs,
         )
-
-    def make_recursion(self) -> recursions.AnchoredRecursion:
-        """See `CoinRecursion`."""
-        return recursions.CoinRecursion(self.probability)
 
     def _draw_sources(self, n_episodes: int) -> npt.NDArray[np.int64]:
         if self.recursion.large_batch:

@@ -277,12 +277,11 @@ class RolloutWindow:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore what :meth:`state_dict` gave; a smaller window keeps the newest rollouts."""
 
-        def placed(part: Any) -> Any:
-            if isinstance(part, dict):
-                return {key: placed(entry) for key, entry in part.items()}
-            return part.to(device) if isinstance(part, Tensor) else part
+        def placed(part: ObservationBatch | None) -> Any:
+            return None if part is None else map_observations(lambda tensor: tensor.to(device), part)
 
-        self.rollouts = [Rollout(**placed(rollout)) for rollout in state["rollouts"]][-self.size :]
+        rollouts = [{name: placed(part) for name, part in rollout.items()} for rollout in state["rollouts"]]
+        self.rollouts = [Rollout(**rollout) for rollout in rollouts[-self.size :]]
 
     def observations(self) -> ObservationBatch:
         """Raw observations of all transitions, one environment after the other and each in order of time."""
