@@ -83,8 +83,8 @@ class GPOMDP(EpisodicAlgorithm):
         )
 
     def make_recursion(self) -> recursions.AnchoredRecursion:
-        """See `PlainGradient`."""
-        return recursions.PlainGradient()
+        """See `EpochRecursion`."""
+        return recursions.EpochRecursion(epoch_length=1)
 
 
 class SVRPG(EpisodicAlgorithm):

@@ -81,13 +81,6 @@ class AnchoredRecursion(PlainState):
         raise NotImplementedError
 
 
-class PlainGradient(AnchoredRecursion):
-    """No memory: every batch is a large one and its gradient is the direction."""
-
-    def schedule(self, step_size: float) -> None:
-        """Another batch of the same kind."""
-
-
 class SnapshotRecursion(AnchoredRecursion):
     r"""The anchor is the last snapshot and stays there until a new one pays.
 
@@ -118,7 +111,10 @@ class SnapshotRecursion(AnchoredRecursion):
 
 
 class EpochRecursion(AnchoredRecursion):
-    """SARAH's recursion: a large batch, then ``epoch_length - 1`` small ones, each corrected at the step before."""
+    """SARAH's recursion: a large batch, then ``epoch_length - 1`` small ones, each corrected at the step before.
+
+    Of length 1 it is the plain gradient of large batches.
+    """
 
     def __init__(self, epoch_length: int) -> None:
         check_integer("epoch_length", epoch_length, 1)

@@ -68,19 +68,12 @@ def reinforce_advantages(
         ValueError: As `monte_carlo_returns`; for another shape of ``weights``; for ``baseline="state_value"``.
     """
     check_padded("rewards", rewards, mask)
-    check_choice("baseline", baseline, get_args(Baseline))
     if baseline == "state_value":
         raise ValueError("REINFORCE has one baseline an episode; state_value needs GPOMDP or actor-critic")
-    if weights is None:
-        weights = torch.ones_like(rewards[:, 0])
-    if weights.shape != rewards.shape[:1]:
-        raise ValueError(
-            f"weights have shape {tuple(weights.shape)}, REINFORCE needs one an episode, ({len(rewards)},)"
-        )
     discounted = masked(rewards.detach(), mask) * discount_factors(rewards.shape[1], gamma, rewards)
-    weights = weights.detach()[:, None]
-    returns = weights * discounted.sum(dim=1, keepdim=True)
-    advantages = returns - weights * _batch_baseline(returns, weights, baseline)
+    # GPOMDP of episodes of one step, which has the whole return.
+    returns = discounted.sum(dim=1, keepdim=True)
+    advantages = gpomdp_advantages(returns, torch.ones_like(returns, dtype=torch.bool), gamma, baseline, weights)
     return masked(advantages.expand_as(rewards), mask)
 
 

@@ -8,7 +8,6 @@ from storm_rl.episodic.recursions import (
     CoinRecursion,
     EpochRecursion,
     MomentumRecursion,
-    PlainGradient,
     SnapshotRecursion,
     Vector,
 )
@@ -89,14 +88,19 @@ def test_pagepg_takes_large_batches_with_its_probability() -> None:
 
 
 def test_gpomdp_remembers_nothing() -> None:
-    directions, large = run(PlainGradient(), 3)
+    directions, large = run(EpochRecursion(1), 3)
     assert large == [True] * 3
     assert directions == [gradient(t, 10 + t) for t in range(3)]
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: SnapshotRecursion(10, 2, 3), lambda: EpochRecursion(3), lambda: MomentumRecursion(0.3), PlainGradient],
+    [
+        lambda: SnapshotRecursion(10, 2, 3),
+        lambda: EpochRecursion(3),
+        lambda: MomentumRecursion(0.3),
+        lambda: EpochRecursion(1),
+    ],
 )
 def test_state_restores_the_recursion_in_the_middle(make) -> None:
     recursion, restored = make(), make()
