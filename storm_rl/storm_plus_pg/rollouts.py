@@ -1,6 +1,6 @@
 """Rollouts: collected step by step, kept for some updates, and turned into advantages under the present policy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -140,7 +140,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         check_finite("the rollout buffer's rewards, changed by a callback,", rollout.rewards)
         self.window.append(rollout)
         self._window_end = self._last_obs
-        self.return_statistics.update(rollout.rewards.cpu().numpy(), rollout.dones.cpu().numpy())
+        self.return_statistics.add_rollout(rollout.rewards, rollout.dones)
         self._in_rollout = False
         return True
 
@@ -367,40 +367,36 @@ def generalised_advantages(
     return advantages
 
 
-class DiscountedReturnStatistics:
+class DiscountedReturnStatistics(RunningMeanStd):
     r"""The scale of the rewards: standard deviation of the running discounted return of each environment.
 
     :math:`R_h = \gamma R_{h-1} + r_h`, restarted at 0 with each episode; the scale is the standard deviation of
     all :math:`R_h` seen so far. Dividing rewards by it is what SB3's ``VecNormalize`` and OpenAI baselines do.
     """
 
-    def __init__(self, gamma: float, n_envs: int) -> None:
-        self.gamma = gamma
-        self.running = RunningMeanStd()
-        self.returns = np.zeros(n_envs, dtype=np.float64)
+    returns: Tensor
 
-    def update(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+    def __init__(self, gamma: float, n_envs: int) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.register_buffer("returns", torch.zeros(n_envs, dtype=torch.float64))
+
+    def add_rollout(self, rewards: Tensor, dones: Tensor) -> None:
         """Add one rollout: ``rewards`` and ``dones`` of shape ``(n_steps, n_envs)``, in order of time."""
-        history = np.empty(rewards.shape, dtype=np.float64)
-        for step, (reward, done) in enumerate(zip(rewards, dones, strict=True)):
-            history[step] = self.returns = self.returns * self.gamma + reward
-            self.returns = np.where(done, 0.0, self.returns)
-        self.running.update(torch.as_tensor(history.reshape(-1)))
+        history = []
+        for reward, done in zip(rewards.cpu(), dones.cpu(), strict=True):
+            history.append(self.returns * self.gamma + reward)
+            self.returns = torch.where(done, 0.0, history[-1])
+        self.update(torch.cat(history))
 
     @property
     def scale(self) -> float:
         """The standard deviation, in units of return; 1 before the first reward and where all are equal."""
-        std = float(self.running.var.sqrt())
+        std = float(self.var.sqrt())
         return std if std > 1e-8 else 1.0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors only: the running statistics and each environment's return so far."""
-        return {**self.running.state_dict(), "returns": torch.as_tensor(self.returns)}
-
-    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        state = dict(state)
-        returns = state.pop("returns").cpu().numpy()
-        self.running.load_state_dict(state, strict=strict)
-        # Another number of environments starts its episodes afresh.
-        self.returns = returns.copy() if returns.shape == self.returns.shape else np.zeros_like(self.returns)
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; another number of environments starts its episodes afresh."""
+        if state["returns"].shape != self.returns.shape:
+            state = {**state, "returns": torch.zeros_like(self.returns)}
+        return super().load_state_dict(state, strict, assign)
