@@ -23,12 +23,12 @@ from storm_rl.common.policies import map_observations
 Algorithm = TypeVar("Algorithm", bound=Any)
 
 
-def check_integer(name: str, value: Any, minimum: int) -> int:
-    """``value`` as Python's int; ``TypeError`` if it is no number, ``ValueError`` if a fraction, too small or huge."""
+def check_integer(name: str, value: Any, minimum: int, maximum: int = sys.maxsize) -> int:
+    """``value`` as Python's int; ``TypeError`` if it is no number, ``ValueError`` if a fraction, too small or large."""
     right = f"an integer of at least {minimum}"
     _check_number(name, value, right)
-    if not isinstance(value, numbers.Integral) or not minimum <= int(value) <= sys.maxsize:
-        right += f", at most {sys.maxsize}" if value > sys.maxsize else ""
+    if not isinstance(value, numbers.Integral) or not minimum <= int(value) <= maximum:
+        right += f", at most {maximum}" if value > maximum else ""
         raise ValueError(f"{name} must be {right}, got {value!r}.")
     return int(value)
 

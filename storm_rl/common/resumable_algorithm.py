@@ -67,8 +67,7 @@ class ResumableAlgorithm(BaseAlgorithm):
         self.learning_rate = check_learning_rate("learning_rate", self.learning_rate)
         self._stats_window_size = check_integer("stats_window_size", self._stats_window_size, 1)
         if self.seed is not None:
-            check_range("seed", self.seed, 0, 2**32 - 1)  # What numpy's global generator takes.
-            self.seed = check_integer("seed", self.seed, 0)
+            self.seed = check_integer("seed", self.seed, 0, 2**32 - 1)  # What numpy's global generator takes.
         if not isinstance(self.policy_kwargs, dict):
             raise TypeError(f"policy_kwargs must be a dict or None, got {self.policy_kwargs!r}.")
         check_range("policy_kwargs['log_std_init']", self.policy_kwargs.get("log_std_init", 0.0), -50.0, 50.0)
