@@ -189,7 +189,7 @@ class PlainState:
         return {name: getattr(self, name) for name in self.state_names}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Restore what :meth:`state_dict` gave, ``ValueError`` if a name lacks; ``strict`` is there for SB3."""
+        """Restore what :meth:`state_dict` gave, ``ValueError`` where one is missing; ``strict`` is there for SB3."""
         if missing := set(self.state_names) - set(state):
             raise ValueError(f"not the state of a {type(self).__name__}: {sorted(missing)} missing in {sorted(state)}")
         for name in self.state_names:

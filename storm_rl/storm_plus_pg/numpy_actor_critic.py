@@ -271,7 +271,7 @@ class NumpyActor:
         leaf = outputs.clone().requires_grad_()
         divergence = mean_kl(self.distribution(), self.policy.distribution_of(leaf, latent, None))
         product = fisher_vector_product(divergence, [leaf])
-        return lambda moved, none: (product(moved.flatten()).view_as(moved), none)
+        return lambda moved, rest: (product(moved.flatten()).view_as(moved), rest)
 
     def _at(self, vector: Tensor | None) -> tuple[NumpyMLP, list[Array], Tensor | None]:
         if vector is None:
@@ -281,10 +281,10 @@ class NumpyActor:
         return network, network.forward(self.features), log_std
 
 
-def _categorical_hessian_product(probabilities: Tensor, moved: Tensor, none: Tensor) -> tuple[Tensor, Tensor]:
-    """By ``(diag(p) - p p^T) / n``, the Hessian of a Categorical's mean KL in its logits."""
+def _categorical_hessian_product(probabilities: Tensor, moved: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """By ``(diag(p) - p p^T) / n``, the Hessian of a Categorical's mean KL in its logits; the ``rest`` is empty."""
     weighted = probabilities * moved
-    return (weighted - probabilities * weighted.sum(dim=1, keepdim=True)) / len(probabilities), none
+    return (weighted - probabilities * weighted.sum(dim=1, keepdim=True)) / len(probabilities), rest
 
 
 def _gaussian_hessian_product(noise: "Noise", unit: Tensor, moved: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
