@@ -50,7 +50,8 @@ EXPLANATION = (
     "runs of all tasks that reached the threshold; the env steps to it in multiples of the default's on the same "
     "seeds, a run that did not reach it at its budget, over the tasks where at least half of the default's seeds reach "
     "it: geometric mean over tasks with its 95 % interval over seeds. Last, over all tasks, the mean of evaluations "
-    "less the default's on the same seed, with its 95 % interval. Classic control is on the batched environments."
+    "less the default's on the same seed, with its 95 % interval. A variant counts where it was run. Classic control "
+    "is on the batched environments."
 )
 
 
@@ -98,7 +99,8 @@ def summary(rows: dict[str, pd.DataFrame]) -> str:
     table = pd.DataFrame(columns).reindex([OURS, *ABLATIONS])
     table.insert(0, "variant", _names())
     table = table.dropna(subset=["reached"]).fillna("")
-    seeds = max(group["seed"].nunique() for group in rows.values())
+    counts = sorted({group["seed"].nunique() for group in rows.values()})
+    seeds = " or ".join(map(str, counts))
     return f"# Ablations of STORM+PG\n\n{EXPLANATION} {seeds} seeds.\n\n{markdown_table(table)}\n"
 
 
