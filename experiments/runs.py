@@ -99,13 +99,17 @@ def log_name(spec: RunSpec) -> str:
     return f"{spec.agent}_seed{spec.seed}" + "_batched" * spec.batched
 
 
-def clear_log(folder: Path, spec: RunSpec) -> None:
-    """Delete the TensorBoard folders that attempts at the run have left."""
+def log_folders(folder: Path, spec: RunSpec) -> list[Path]:
+    """The TensorBoard folders that attempts at the run have left."""
     parent = folder / "tensorboard" / spec.task
-    for path in parent.iterdir() if parent.is_dir() else ():
-        name, _, number = path.name.rpartition("_")
-        if name == log_name(spec) and number.isdigit():
-            shutil.rmtree(path)
+    parts = [(path, *path.name.rpartition("_")) for path in (parent.iterdir() if parent.is_dir() else ())]
+    return [path for path, name, _, number in parts if name == log_name(spec) and number.isdigit()]
+
+
+def clear_log(folder: Path, spec: RunSpec) -> None:
+    """Delete what `log_folders` finds."""
+    for path in log_folders(folder, spec):
+        shutil.rmtree(path)
 
 
 class ProtocolCallback(BaseCallback):

@@ -14,7 +14,7 @@ from experiments.measures import measured
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS
 from experiments.rows import Row
-from experiments.runs import log_name, spec_of
+from experiments.runs import log_folders, spec_of
 from experiments.storage import load_runs
 
 # Scalars of which there is a figure until the threshold and one after it.
@@ -69,8 +69,7 @@ def log_of(results: Path, run: Row) -> dict[str, pd.Series]:
         ValueError: The run has no log there, or several.
     """
     spec = spec_of(run)
-    folders = sorted((results / "tensorboard" / spec.task).glob(f"{log_name(spec)}_*"))
-    folders = [folder for folder in folders if folder.name.removeprefix(f"{log_name(spec)}_").isdigit()]
+    folders = log_folders(results, spec)
     if len(folders) != 1:
         raise ValueError(f"{spec.stem}: expected one TensorBoard log in {results}, found {len(folders)}")
     events = EventAccumulator(str(folders[0]), size_guidance={"scalars": 0}).Reload()
