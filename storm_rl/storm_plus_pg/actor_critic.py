@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -31,8 +32,14 @@ class ActorCritic:
     @torch.no_grad()
     def act(self, observations: ObservationBatch) -> tuple[Tensor, Tensor]:
         """Sampled actions ``(n, ...)`` and their log-probabilities ``(n,)``."""
-        actions, _, log_prob = self.policy(observations)
-        return actions, log_prob
+        policy = self.policy
+        if type(policy).forward is not ActorCriticPolicy.forward:
+            actions, _, log_prob = policy(observations)
+            return actions, log_prob
+        # The same without the values, a pass of the critic that nothing would read.
+        distribution = policy.get_distribution(observations)
+        actions = distribution.get_actions()
+        return actions.reshape(-1, *(policy.action_space.shape or ())), distribution.log_prob(actions)
 
     @torch.no_grad()
     def values(self, observations: ObservationBatch) -> Tensor:
@@ -114,7 +121,7 @@ class Actor:
                 states = select(self.observations, part)
                 total = objective(self.policy.get_distribution(states), part).sum()
                 found = torch.autograd.grad(total, self.parameters, materialize_grads=True)
-                gradient.copy_(parameters_to_vector(found))
+                gradient.copy_(torch.cat([part.reshape(-1) for part in found]))
         return gradients
 
     def fisher_product(self) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,11 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
-from storm_rl.common.policies import StandardisedActorCriticPolicy, StandardisedMultiInputActorCriticPolicy
+from storm_rl.common.policies import (
+    StandardisedActorCriticCnnPolicy,
+    StandardisedActorCriticPolicy,
+    StandardisedMultiInputActorCriticPolicy,
+)
 from storm_rl.storm_plus_pg.actor_critic import ActorCritic
 from storm_rl.storm_plus_pg.metric import mean_kl
 from storm_rl.storm_plus_pg.numpy_actor_critic import NumpyActorCritic
@@ -66,12 +70,18 @@ def assert_same(policy: Any, observations: Any) -> None:
     networks = NumpyActorCritic.from_policy(policy)
     assert networks is not None
     results = []
-    for form in (networks, ActorCritic(policy)):
+    for form in (networks, ActorCritic(policy), None):
         torch.manual_seed(1)
         policy.reset_noise(12) if policy.use_sde else None
-        results.append((*form.act(observations), form.values(observations)))
-    for fast, plain in zip(*results, strict=True):
-        assert fast.dtype == plain.dtype
+        if form is None:
+            with torch.no_grad():
+                actions, values, log_prob = policy(observations)
+            results.append((actions, log_prob, values.flatten()))
+        else:
+            results.append((*form.act(observations), form.values(observations)))
+    for fast, plain, forward in zip(*results, strict=True):
+        assert fast.dtype == plain.dtype == forward.dtype
+        torch.testing.assert_close(plain, forward, rtol=0.0, atol=0.0)
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         divergence = mean_kl(networks.actor(observations).distribution(), policy.get_distribution(observations))
@@ -109,6 +119,31 @@ class OwnDistribution(StandardisedActorCriticPolicy):
 class OwnValues(StandardisedActorCriticPolicy):
     def predict_values(self, obs: Any) -> Tensor:
         return 2.0 * super().predict_values(obs)
+
+
+def test_acting_runs_the_actor_alone_and_a_forward_of_ones_own() -> None:
+    policy, observations = make(VECTOR, spaces.Discrete(3))
+    policy.value_head.forward = None  # The critic cannot be called.
+    torch.manual_seed(1)
+    actions, log_prob = ActorCritic(policy).act(observations)
+    own = OwnForward(VECTOR, spaces.Discrete(3), lambda _: 1e-3)
+    own.load_state_dict(policy.state_dict())
+    torch.manual_seed(1)
+    own_actions, own_log_prob = ActorCritic(own).act(observations / 2.0)
+    assert torch.equal(actions, own_actions)
+    assert torch.equal(log_prob, own_log_prob)
+
+
+def test_images_reach_convolutions_with_channels_last_and_the_same_numbers() -> None:
+    space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    space.seed(0)
+    policy = StandardisedActorCriticCnnPolicy(space, spaces.Discrete(3), lambda _: 1e-3)
+    images = observations_of(space)
+    seen: list[Tensor] = []
+    policy.pi_features_extractor.cnn[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    policy.get_distribution(images)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(seen[0], images.float() / 255.0)
 
 
 @pytest.mark.parametrize(
