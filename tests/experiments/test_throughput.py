@@ -12,7 +12,7 @@ from envs.batched import BatchedEnv
 from experiments.cli import app
 from experiments.studies import throughput as study
 from experiments.studies.throughput import report
-from experiments.studies.throughput.configurations import build, configurations, on_images
+from experiments.studies.throughput.configurations import ON_IMAGES, build, configurations, on_images
 from experiments.studies.throughput.environments import has_envpool
 from experiments.studies.throughput.measure import memory, peak_mib, speed
 from storm_rl.vector_env import VectorEnvAdapter
@@ -68,10 +68,17 @@ def test_ratios_are_of_pairs_from_one_repeat_of_one_run() -> None:
             made_up(2, "b", "storm_plus_pg", "batched", 64, 9999.0),
             # Not PPO's own number of environments.
             made_up(0, "a", "ppo_zoo", "gymnasium", 64, 1.0),
+            # Of wide networks and of images only with their like.
+            made_up(0, "a", "storm_plus_pg", "gymnasium", 8, 50.0) | {"width": 256},
+            made_up(0, "a", "ppo_zoo", "gymnasium", 8, 25.0) | {"width": 256},
+            made_up(0, "a", "storm_plus_pg", "frames", 8, 6.0) | {"task": "Frames"},
+            made_up(0, "a", ON_IMAGES[1], "frames", 8, 4.0) | {"task": "Frames"},
         ]
     )
     table = report.ratios(rows)
-    assert table["ratio [lowest, highest]"].tolist() == ["3.00 [3.00, 3.00]"]
+    assert table["ratio [lowest, highest]"].tolist() == ["3.00 [3.00, 3.00]", "2.00 [2.00, 2.00]", "1.50 [1.50, 1.50]"]
+    assert table["over PPO on"].tolist() == ["8 gymnasium", "8 gymnasium", "8 frames"]
+    assert table["width"].tolist() == [64, 256, 64]
 
 
 def test_growth_finds_the_exponent_of_a_power_law() -> None:

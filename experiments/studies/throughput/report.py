@@ -12,7 +12,7 @@ from experiments.plots import new_figure, save
 from experiments.report.figures import style
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS, REFERENCE
-from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, WIDTHS, find_contestant
+from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, ON_IMAGES, find_contestant
 
 PARTS = {"environment_us": "environment", "policy_us": "policy", "update_us": "update", "other_us": "other"}
 EXPLANATION = (
@@ -74,30 +74,38 @@ def build(rows: pd.DataFrame, timed: pd.DataFrame | None, output: Path) -> None:
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """STORM+PG's env steps per second over those of RL Zoo's PPO, each pair of one repeat of one run of the command.
+    """STORM+PG's env steps per second over those of PPO, each pair of one repeat of one run of the command.
 
-    Variants of STORM+PG count on their own number of batched environments.
+    PPO has RL Zoo's settings and its own number of environments, and as wide networks as STORM+PG; on images, its
+    settings for Atari and the same networks. Variants of STORM+PG count on their own number of batched environments.
     """
-    pair, speed = ["run", "device", "threads", "task", "repeat"], "steps_per_second"
-    plain = rows[(rows["width"] == WIDTHS[0]) & rows["own_n_steps"] & rows[speed].notna()]
-    on = {environments: plain[plain["environments"] == environments] for environments in ENVIRONMENTS}
-    ppo = on["gymnasium"][(on["gymnasium"]["algorithm"] == REFERENCE) & on["gymnasium"]["own_n_envs"]]
+    pair, speed = ["run", "device", "threads", "task", "width", "repeat"], "steps_per_second"
+    plain = rows[rows["own_n_steps"] & rows[speed].notna()]
+    on = {environments: plain[plain["environments"] == environments] for environments in (*ENVIRONMENTS, "frames")}
+    ppo_on_images = ON_IMAGES[1]
+    ppo = pd.concat(
+        [
+            on["gymnasium"][(on["gymnasium"]["algorithm"] == REFERENCE) & on["gymnasium"]["own_n_envs"]],
+            on["frames"][on["frames"]["algorithm"] == ppo_on_images],
+        ]
+    )
     chosen = [
         found[(found["algorithm"] == OURS) & (found["n_envs"] == n_envs)]
-        for found, n_envs in ((on["batched"], 64), (on["gymnasium"], 8))
+        for found, n_envs in ((on["batched"], 64), (on["gymnasium"], 8), (on["frames"], 8))
     ]
     variants = on["batched"]["algorithm"].str.startswith(f"{OURS}[") & on["batched"]["own_n_envs"]
     table = []
     for rows_of_ours in (*chosen, on["batched"][variants]):
         both = rows_of_ours.merge(ppo, on=pair, suffixes=("", "_ppo"))
-        for (name, device, threads, task), group in both.groupby(["algorithm", *pair[1:4]], sort=False):
+        for (name, device, threads, task, width), group in both.groupby(["algorithm", *pair[1:5]], sort=False):
             each = group[speed] / group[f"{speed}_ppo"]
             table.append(
                 {
                     "STORM+PG": label(str(name)),
                     "on": f"{group['n_envs'].iloc[0]} {group['environments'].iloc[0]}",
-                    "over PPO on": f"{group['n_envs_ppo'].iloc[0]} gymnasium",
+                    "over PPO on": f"{group['n_envs_ppo'].iloc[0]} {group['environments_ppo'].iloc[0]}",
                     "task": task,
+                    "width": width,
                     "device": device,
                     "threads": threads,
                     "ratio [lowest, highest]": f"{each.median():.2f} [{each.min():.2f}, {each.max():.2f}]",
