@@ -1,5 +1,6 @@
 """Actor-critic policies that carry their observation statistics and the scale of their values."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
@@ -179,7 +180,7 @@ class ValueHead(nn.Module):
 class StandardisedActorCriticPolicy(ActorCriticPolicy):
     """SB3's actor-critic policy with observation standardisation inside and separate actor and critic.
 
-    Five things differ from :class:`stable_baselines3.common.policies.ActorCriticPolicy`, whose arguments it takes:
+    Six things differ from :class:`stable_baselines3.common.policies.ActorCriticPolicy`, whose arguments it takes:
 
     - ``normalize_observations``: observations are standardised by running statistics that are saved and loaded
       with the policy, so that no ``VecNormalize`` is needed. The statistics move only when the algorithm calls
@@ -188,6 +189,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
       critic's steps would move them behind its back. A features extractor is shared only if it has none.
     - ``optimizer`` holds the critic's parameters only; the actor's step belongs to the algorithm.
     - Box actions with finite bounds: the network's means and noise are in units of half the range, around its middle.
+    - the noise starts as a vector of the same length, however many actions there are.
     - gSDE's features, with one more that is always 1, are scaled to length 1: the noise is as large everywhere.
 
     Args:
@@ -197,10 +199,12 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         normalize_observations: Whether real-valued observations are standardised.
         share_features_extractor: True only for extractors without parameters; None: as SB3's default extractor,
             which only flattens, allows, and never for another.
+        log_std_init: Logarithm of the noise's standard deviation at the start, in units of half the actions' range.
+            None: that of 1 over the root of the number of actions, so that the whole vector has a length of about 1.
         features_extractor_class: Features extractor; None: SB3's for the kind of observations.
         optimizer_class: The critic's optimizer.
         optimizer_kwargs: Its arguments; None: SB3's for Adam, in the fused form.
-        **kwargs: Arguments of SB3's ``ActorCriticPolicy``. ``log_std_init`` is in units of half the actions' range.
+        **kwargs: Arguments of SB3's ``ActorCriticPolicy``.
 
     Raises:
         ValueError: ``share_features_extractor=True`` with an extractor that has parameters.
@@ -217,6 +221,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         normalize_observations: bool = True,
         share_features_extractor: bool | None = None,
+        log_std_init: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -226,6 +231,10 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         features_extractor_class = features_extractor_class or self.default_features_extractor
         if share_features_extractor is None:
             share_features_extractor = features_extractor_class is FlattenExtractor
+        if log_std_init is None:
+            log_std_init = (
+                0.0 - 0.5 * math.log(get_action_dim(action_space)) if isinstance(action_space, spaces.Box) else 0.0
+            )
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = {"eps": 1e-5, "fused": True}
         super().__init__(
@@ -233,6 +242,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
             action_space,
             lr_schedule,
             share_features_extractor=share_features_extractor,
+            log_std_init=log_std_init,
             features_extractor_class=features_extractor_class,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,

@@ -124,6 +124,17 @@ def test_gsdes_noise_is_as_large_in_every_state(activation: Any) -> None:
     torch.testing.assert_close(std.detach(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("n_actions", [1, 2, 9])
+def test_the_noise_starts_as_a_vector_of_the_same_length(n_actions: int, use_sde: bool) -> None:
+    actions = box([0.0] * n_actions, [10.0] * n_actions)
+    policy = StandardisedActorCriticPolicy(spaces.Box(-1, 1, (3,)), actions, lambda _: 1e-3, use_sde=use_sde)
+    std = policy.get_distribution(torch.randn(4, 3)).distribution.stddev  # type: ignore[union-attr]
+    torch.testing.assert_close(std.detach().norm(dim=1), torch.full((4,), 5.0), rtol=1e-4, atol=1e-4)
+    if n_actions == 1:
+        assert (policy.log_std == 0.0).all()
+
+
 @pytest.mark.parametrize(("algorithm", "use_sde"), [(STORMPlusPG, True), (STORMPlusPG, False), (GPOMDP, False)])
 def test_the_logged_noise_is_that_of_the_actions(algorithm: Any, use_sde: bool) -> None:
     """At zero observations and bounds of 0 and 8; the policy moves little in one update."""
