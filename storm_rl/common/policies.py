@@ -180,7 +180,7 @@ class ValueHead(nn.Module):
 class StandardisedActorCriticPolicy(ActorCriticPolicy):
     """SB3's actor-critic policy with observation standardisation inside and separate actor and critic.
 
-    Six things differ from :class:`stable_baselines3.common.policies.ActorCriticPolicy`, whose arguments it takes:
+    Five things differ from :class:`stable_baselines3.common.policies.ActorCriticPolicy`, whose arguments it takes:
 
     - ``normalize_observations``: observations are standardised by running statistics that are saved and loaded
       with the policy, so that no ``VecNormalize`` is needed. The statistics move only when the algorithm calls
@@ -188,8 +188,8 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
     - actor and critic share no parameters: the recursion remembers the actor's previous parameters, and the
       critic's steps would move them behind its back. A features extractor is shared only if it has none.
     - ``optimizer`` holds the critic's parameters only; the actor's step belongs to the algorithm.
-    - Box actions with finite bounds: the network's means and noise are in units of half the range, around its middle.
-    - the noise starts as a vector of the same length, however many actions there are.
+    - Box actions with finite bounds: the network's means and noise are in units of half the range, around its middle,
+      and the noise starts as a vector of the same length, however many actions there are.
     - gSDE's features, with one more that is always 1, are scaled to length 1: the noise is as large everywhere.
 
     Args:
@@ -197,14 +197,12 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         action_space: See above.
         lr_schedule: Learning-rate schedule of the critic's optimizer.
         normalize_observations: Whether real-valued observations are standardised.
-        share_features_extractor: True only for extractors without parameters; None: as SB3's default extractor,
-            which only flattens, allows, and never for another.
+        share_features_extractor: True only for extractors without parameters. None: for SB3's that only flattens.
         log_std_init: Logarithm of the noise's standard deviation at the start, in units of half the actions' range.
             None: that of 1 over the root of the number of actions, so that the whole vector has a length of about 1.
         features_extractor_class: Features extractor; None: SB3's for the kind of observations.
         optimizer_class: The critic's optimizer.
         optimizer_kwargs: Its arguments; None: SB3's for Adam, in the fused form.
-        **kwargs: Arguments of SB3's ``ActorCriticPolicy``.
 
     Raises:
         ValueError: ``share_features_extractor=True`` with an extractor that has parameters.
@@ -232,9 +230,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         if share_features_extractor is None:
             share_features_extractor = features_extractor_class is FlattenExtractor
         if log_std_init is None:
-            log_std_init = (
-                0.0 - 0.5 * math.log(get_action_dim(action_space)) if isinstance(action_space, spaces.Box) else 0.0
-            )
+            log_std_init = -0.5 * math.log(get_action_dim(action_space))
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = {"eps": 1e-5, "fused": True}
         super().__init__(
@@ -414,10 +410,7 @@ def action_units(action_space: spaces.Space[Any], squashed: bool = False) -> tup
 
 
 def environment_actions(policy: BasePolicy, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Sampled actions as the environment takes them: Box actions are unsquashed or clipped to the bounds.
-
-    Samples of a Gaussian are unbounded. What is stored, and has a log-probability, is the sample itself.
-    """
+    """Samples, which are what is stored, as the environment takes them: Box actions unsquashed or clipped to bounds."""
     space = policy.action_space
     if not isinstance(space, spaces.Box):
         return actions

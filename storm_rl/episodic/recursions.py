@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from storm_rl.common.checks import PlainState, check_integer, check_range
-from storm_rl.optim.recursion import recursive_direction
+from storm_rl.optim.recursion import update_direction
 
 Vector = dict[str, Tensor]
 """Named tensors: parameters, or a gradient with respect to them."""
@@ -66,10 +66,9 @@ class AnchoredRecursion(PlainState):
         else:
             if self.memory is None or gradient_at_anchor is None:
                 raise ValueError("a small batch needs an anchor and the gradient there; begin with a large batch")
-            memory = [self.memory[name] for name in gradient]
+            direction = {name: self.memory[name].clone() for name in gradient}
             at_anchor = [gradient_at_anchor[name] for name in gradient]
-            mixed = recursive_direction(list(gradient.values()), memory, at_anchor, self.momentum)
-            direction = dict(zip(gradient, mixed, strict=True))
+            update_direction(list(direction.values()), list(gradient.values()), at_anchor, float(self.momentum))
             self.small_batches += 1
         if self.large_batch or self.moves_anchor:
             self.anchor = {name: values.detach().clone() for name, values in point.items()}

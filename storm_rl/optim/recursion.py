@@ -91,18 +91,3 @@ def update_direction(
     momenta: Sequence[float | Tensor] = [momentum] * len(direction) if isinstance(momentum, float) else momentum
     for tensor, gradient, at_previous, a in zip(direction, gradients, gradients_at_previous, momenta, strict=True):
         tensor.sub_(at_previous).mul_(1.0 - a).add_(gradient)
-
-
-def recursive_direction(
-    gradients: Sequence[Tensor],
-    previous_direction: Sequence[Tensor],
-    gradients_at_previous: Sequence[Tensor],
-    momentum: float,
-) -> list[Tensor]:
-    """``d_t = g_t + (1 - a_t) (d_{t-1} - g'_t)``, as new tensors.
-
-    ``g'_t`` is importance-weighted where the sample's distribution moves with the parameters.
-    """
-    direction = [tensor.clone() for tensor in previous_direction]
-    update_direction(direction, gradients, gradients_at_previous, float(momentum))
-    return direction

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from storm_rl.optim.recursion import (
-    recursive_direction,
     squared_norm,
     storm_plus_momentum,
     storm_plus_step_size,
+    update_direction,
 )
 
 
@@ -25,7 +25,8 @@ def test_squared_norm_runs_over_all_tensors_together() -> None:
 
 
 def test_direction_follows_the_recursion() -> None:
-    direction = recursive_direction([torch.tensor([1.0])], [torch.tensor([5.0])], [torch.tensor([2.0])], momentum=0.25)
+    direction = [torch.tensor([5.0])]
+    update_direction(direction, [torch.tensor([1.0])], [torch.tensor([2.0])], momentum=0.25)
     assert direction[0].item() == 1.0 + 0.75 * (5.0 - 2.0)
 
 
