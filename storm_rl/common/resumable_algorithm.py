@@ -70,7 +70,8 @@ class ResumableAlgorithm(BaseAlgorithm):
             self.seed = check_integer("seed", self.seed, 0, 2**32 - 1)  # What numpy's global generator takes.
         if not isinstance(self.policy_kwargs, dict):
             raise TypeError(f"policy_kwargs must be a dict or None, got {self.policy_kwargs!r}.")
-        check_range("policy_kwargs['log_std_init']", self.policy_kwargs.get("log_std_init") or 0.0, -50.0, 50.0)
+        if (log_std_init := self.policy_kwargs.get("log_std_init")) is not None:
+            check_range("policy_kwargs['log_std_init']", log_std_init, -50.0, 50.0)
         if not callable(activation := self.policy_kwargs.get("activation_fn", torch.nn.Tanh)):
             raise TypeError(f"policy_kwargs['activation_fn'] must be a class, as torch.nn.ReLU, got {activation!r}.")
         if self.tensorboard_log is not None and not isinstance(self.tensorboard_log, (str, os.PathLike)):

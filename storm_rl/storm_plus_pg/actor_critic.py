@@ -121,7 +121,8 @@ class Actor:
                 states = select(self.observations, part)
                 total = objective(self.policy.get_distribution(states), part).sum()
                 found = torch.autograd.grad(total, self.parameters, materialize_grads=True)
-                gradient.copy_(torch.cat([part.reshape(-1) for part in found]))
+                # Torch's own way to one vector refuses what is not contiguous, as behind channels that are last.
+                gradient.copy_(torch.cat([each.reshape(-1) for each in found]))
         return gradients
 
     def fisher_product(self) -> Callable[[Tensor], Tensor]:

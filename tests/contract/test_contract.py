@@ -531,10 +531,11 @@ def test_arguments_of_sb3s_base_of_another_type_are_named(algorithm: Any, argume
         ({"device": None}, ValueError, "device must be .* got None"),
         ({"policy_kwargs": {"activation_fn": "relu"}}, TypeError, "activation_fn'] must be a class.* got 'relu'"),
         ({"policy_kwargs": {"log_std_init": float("nan")}}, ValueError, r"log_std_init'\] must be .* got nan"),
+        ({"policy_kwargs": {"log_std_init": False}}, TypeError, r"log_std_init'\] must be .* got False"),
         ({"stats_window_size": 2**70}, ValueError, f"stats_window_size must be .* at most {sys.maxsize}, got {2**70}"),
         ({"learning_rate": object}, TypeError, "learning_rate must be .* or a schedule; .*object.* gives no number"),
     ],
-    ids=["device", "no device", "activation", "noise", "window", "schedule"],
+    ids=["device", "no device", "activation", "noise", "noise of a bool", "window", "schedule"],
 )
 def test_what_torch_or_sb3_would_stumble_over_is_named(
     algorithm: Any, arguments: dict[str, Any], error: type[Exception], message: str

@@ -12,7 +12,7 @@ from envs.batched import BatchedEnv
 from experiments.cli import app
 from experiments.studies import throughput as study
 from experiments.studies.throughput import report
-from experiments.studies.throughput.configurations import ON_IMAGES, build, configurations, on_images
+from experiments.studies.throughput.configurations import PPO_ON_IMAGES, build, configurations, on_images
 from experiments.studies.throughput.environments import has_envpool
 from experiments.studies.throughput.measure import memory, peak_mib, speed
 from storm_rl.vector_env import VectorEnvAdapter
@@ -72,7 +72,7 @@ def test_ratios_are_of_pairs_from_one_repeat_of_one_run() -> None:
             made_up(0, "a", "storm_plus_pg", "gymnasium", 8, 50.0) | {"width": 256},
             made_up(0, "a", "ppo_zoo", "gymnasium", 8, 25.0) | {"width": 256},
             made_up(0, "a", "storm_plus_pg", "frames", 8, 6.0) | {"task": "Frames"},
-            made_up(0, "a", ON_IMAGES[1], "frames", 8, 4.0) | {"task": "Frames"},
+            made_up(0, "a", PPO_ON_IMAGES, "frames", 8, 4.0) | {"task": "Frames"},
         ]
     )
     table = report.ratios(rows)

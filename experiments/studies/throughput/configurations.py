@@ -17,7 +17,8 @@ ALGORITHMS = ("storm_plus_pg", "ppo_zoo", "a2c_zoo", "trpo_zoo")
 # Ratios and plots are of these.
 ENVIRONMENTS = ("gymnasium", "batched")
 # On images, PPO with RL Zoo's rollouts, epochs and minibatches for Atari.
-ON_IMAGES = ("storm_plus_pg", "ppo_default[n_steps=128,n_epochs=4,batch_size=256]", "a2c_default")
+PPO_ON_IMAGES = "ppo_default[n_steps=128,n_epochs=4,batch_size=256]"
+ON_IMAGES = ("storm_plus_pg", PPO_ON_IMAGES, "a2c_default")
 # One torch thread on one core, and what a user has who sets nothing.
 THREADS = ("1", "default")
 # 64 for the ratio that is published of it.

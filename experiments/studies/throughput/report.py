@@ -12,7 +12,7 @@ from experiments.plots import new_figure, save
 from experiments.report.figures import style
 from experiments.report.page import markdown_table
 from experiments.report.study import OURS, REFERENCE
-from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, ON_IMAGES, find_contestant
+from experiments.studies.throughput.configurations import ENVIRONMENTS, KEY, PPO_ON_IMAGES, find_contestant
 
 PARTS = {"environment_us": "environment", "policy_us": "policy", "update_us": "update", "other_us": "other"}
 EXPLANATION = (
@@ -82,11 +82,10 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     pair, speed = ["run", "device", "threads", "task", "width", "repeat"], "steps_per_second"
     plain = rows[rows["own_n_steps"] & rows[speed].notna()]
     on = {environments: plain[plain["environments"] == environments] for environments in (*ENVIRONMENTS, "frames")}
-    ppo_on_images = ON_IMAGES[1]
     ppo = pd.concat(
         [
             on["gymnasium"][(on["gymnasium"]["algorithm"] == REFERENCE) & on["gymnasium"]["own_n_envs"]],
-            on["frames"][on["frames"]["algorithm"] == ppo_on_images],
+            on["frames"][on["frames"]["algorithm"] == PPO_ON_IMAGES],
         ]
     )
     chosen = [
