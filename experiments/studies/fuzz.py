@@ -75,7 +75,7 @@ OWN_VALUES: dict[str, list[Any]] = {
     "baseline": CHOICES,
     "weights": CHOICES,
     "variant": ["difference", "gradient", "none", *CHOICES],
-    **dict.fromkeys(("per_coordinate", "maximize", "foreach", "replay"), SWITCHES),
+    **dict.fromkeys(("per_coordinate", "maximize", "replay"), SWITCHES),
 }
 NOT_VARIED = ("env", "tensorboard_log", "_init_setup_model")
 # Small enough for a sample to be quick; only what the constructor has.
@@ -83,7 +83,7 @@ SMALL = {"n_steps": 2, "critic_steps": 1, "batch_size": 2, "mini_batch_size": 1,
 OPTIMIZERS = {"STORMPlus": STORMPlus, "STORM": STORM, "MetaSTORM": MetaSTORM}
 OPTIONS: dict[str, list[Any]] = {
     **dict.fromkeys(("lr", "momentum_floor", "weight_decay"), NUMBERS),
-    **{name: OWN_VALUES[name] for name in ("per_coordinate", "maximize", "foreach", "replay")},
+    **{name: OWN_VALUES[name] for name in ("per_coordinate", "maximize", "replay")},
 }
 OWN_OPTIONS = {
     "STORMPlus": {},

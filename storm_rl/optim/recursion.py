@@ -70,8 +70,6 @@ def update_direction(
     gradients: Sequence[Tensor],
     gradients_at_previous: Sequence[Tensor],
     momentum: float | Sequence[Tensor],
-    *,
-    foreach: bool = False,
 ) -> None:
     """Turn ``d_{t-1}`` into ``d_t = g_t + (1 - a_t) (d_{t-1} - g'_t)``, in place.
 
@@ -80,14 +78,7 @@ def update_direction(
         gradients: ``g_t``, the gradients at the current parameters, one tensor a parameter.
         gradients_at_previous: ``g'_t``, the gradients at the *previous* parameters on the sample of ``g_t``.
         momentum: ``a_t`` for all, or one tensor a parameter with one ``a_t`` a coordinate.
-        foreach: Use torch's kernels over lists where ``a_t`` is one; the plain loop defines the result.
     """
-    if foreach and direction and isinstance(momentum, float):
-        tensors = list(direction)
-        torch._foreach_sub_(tensors, list(gradients_at_previous))
-        torch._foreach_mul_(tensors, 1.0 - momentum)
-        torch._foreach_add_(tensors, list(gradients))
-        return
     momenta: Sequence[float | Tensor] = [momentum] * len(direction) if isinstance(momentum, float) else momentum
     for tensor, gradient, at_previous, a in zip(direction, gradients, gradients_at_previous, momenta, strict=True):
         tensor.sub_(at_previous).mul_(1.0 - a).add_(gradient)

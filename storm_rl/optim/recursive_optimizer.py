@@ -32,7 +32,6 @@ class SharedOptions(TypedDict, total=False):
     weight_decay: float
     per_coordinate: bool
     maximize: bool
-    foreach: bool | None
     replay: bool
 
 
@@ -56,7 +55,6 @@ class RecursiveOptimizer(Optimizer, ABC):
         weight_decay: float = 0.0,
         per_coordinate: bool = False,
         maximize: bool = False,
-        foreach: bool | None = None,
         replay: bool = True,
     ) -> None:
         nonnegative("momentum_floor", momentum_floor, most=1.0)
@@ -66,7 +64,6 @@ class RecursiveOptimizer(Optimizer, ABC):
             "maximize": bool(maximize),
             "momentum_floor": float(momentum_floor),
             "per_coordinate": bool(per_coordinate),
-            "foreach": foreach,
             "replay": bool(replay),
             **self._own_options,
             "noise_sum": 0.0,
@@ -201,7 +198,6 @@ class RecursiveOptimizer(Optimizer, ABC):
         gradients: dict[Tensor, Tensor],
         at_previous: dict[Tensor, Tensor],
         sums: Mapping[str, Any],
-        foreach: bool = False,
     ) -> tuple[Any, Any, Any]:
         """Turn ``d_{t-1}`` into ``d_t`` for ``parameters``, which have their sums in common; the sums and ``eta_t``."""
         options, noise_sum = self.param_groups[0], sums["noise_sum"]
@@ -214,7 +210,7 @@ class RecursiveOptimizer(Optimizer, ABC):
         a = self._momentum(noise_sum)
         direction, floor = [self.state[p]["direction"] for p in known], options["momentum_floor"]
         floored = [a.clamp(min=floor).to(d.dtype) for d in direction] if isinstance(a, Tensor) else max(floor, a)
-        update_direction(direction, [gradients[p] for p in known], shift, floored, foreach=foreach)
+        update_direction(direction, [gradients[p] for p in known], shift, floored)
         # What the next step needs of this point. A parameter that is new starts with d_t = g_t.
         for p in parameters:
             if p not in at_previous:
@@ -232,19 +228,13 @@ class RecursiveOptimizer(Optimizer, ABC):
         return noise_sum, direction_sum, self._step_size(noise_sum, direction_sum, a)
 
     def _step_global(self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor]) -> None:
-        options = self.param_groups[0]
-        foreach = all(p.is_cuda for p in gradients) if options["foreach"] is None else options["foreach"]
-        noise_sum, direction_sum, step_size = self._advance([*gradients], gradients, at_previous, options, foreach)
+        noise_sum, direction_sum, step_size = self._advance([*gradients], gradients, at_previous, self.param_groups[0])
         self._check_step_size(step_size != 0.0, bool(step_size <= 1e30), gradients)  # Times lr it fits in float32.
         for group in self.param_groups:
             group["noise_sum"], group["direction_sum"] = noise_sum, direction_sum
         for signed_lr, moving in self._decayed(gradients):
-            directions = [self.state[p]["direction"] for p in moving]
-            if foreach and moving:
-                torch._foreach_add_(moving, directions, alpha=signed_lr * step_size)
-            else:
-                for p, tensor in zip(moving, directions, strict=True):
-                    p.add_(tensor, alpha=signed_lr * step_size)
+            for p in moving:
+                p.add_(self.state[p]["direction"], alpha=signed_lr * step_size)
 
     def _step_per_coordinate(self, gradients: dict[Tensor, Tensor], at_previous: dict[Tensor, Tensor]) -> None:
         found = {}

@@ -30,8 +30,6 @@ class STORMPlus(RecursiveOptimizer):
         per_coordinate: Keep the sums for each coordinate, as AdaGrad does, instead of one for all. A heuristic of the
             META-STORM paper's experiments (arXiv 2209.14853), without a proof. Needs two more tensors a parameter.
         maximize: Ascend. May differ between groups, which gives descent-ascent.
-        foreach: Use torch's kernels over lists of tensors, with equal results. None does where all parameters are on
-            CUDA; on a CPU the plain loop is faster. The per-coordinate form always loops.
         replay: Give the second evaluation the random numbers of the first: torch's, Python's and numpy's global states.
             Without it dropout or augmentation make the two gradients differ in sample, and the variance is *not*
             reduced.

@@ -15,7 +15,6 @@ Closure = Callable[[], Tensor]
 
 OPTIMIZERS: dict[str, tuple[type[RecursiveOptimizer], dict[str, Any]]] = {
     "STORMPlus": (STORMPlus, {}),
-    "STORMPlus-loop": (STORMPlus, {"foreach": False}),
     "STORMPlus-per_coordinate": (STORMPlus, {"per_coordinate": True}),
     "STORM": (STORM, {}),
     "MetaSTORM": (MetaSTORM, {}),

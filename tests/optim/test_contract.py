@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from storm_rl.optim import STORM, MetaSTORM, STORMPlus
+from storm_rl.optim import STORMPlus
 from tests.optim.cases import Closure, Make, batch, closure_of, frozen, network, same, same_state, train, values
 
 
@@ -96,14 +96,6 @@ def test_loss_falls(make: Make) -> None:
     model = network()
     losses = train(model, make(model.parameters()), range(300))
     assert sum(losses[-30:]) < 0.8 * sum(losses[:30])
-
-
-def test_foreach_and_the_plain_loop_agree_exactly() -> None:
-    for cls in (STORMPlus, STORM, MetaSTORM):
-        plain, fused = network(), network()
-        train(plain, cls(plain.parameters(), foreach=False), range(20))
-        train(fused, cls(fused.parameters(), foreach=True), range(20))
-        assert same(values(plain), values(fused))
 
 
 def test_norms_run_over_all_groups_and_lr_belongs_to_each(make: Make) -> None:

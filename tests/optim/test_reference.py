@@ -119,7 +119,6 @@ ALGORITHMS: list[tuple[type[RecursiveOptimizer], dict[str, Any], dict[str, Any]]
     ),
 ]
 OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"foreach": False}, {}),
     ({"per_coordinate": True}, {"per_coordinate": True}),
     ({"momentum_floor": 0.3}, {"floor": 0.3}),
     ({"momentum_floor": 0.2, "per_coordinate": True}, {"floor": 0.2, "per_coordinate": True}),
