@@ -1,7 +1,5 @@
 """Stochastic optimisers with recursive momentum. Knows tensors only."""
 
-from storm_rl.optim.meta_storm import MetaSTORM
-from storm_rl.optim.storm import STORM
-from storm_rl.optim.storm_plus import STORMPlus
+from storm_rl.optim.algorithms import STORM, MetaSTORM, STORMPlus
 
 __all__ = ["STORM", "MetaSTORM", "STORMPlus"]
