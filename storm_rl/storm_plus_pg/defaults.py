@@ -1,11 +1,14 @@
 """Defaults of STORM+PG that follow the number of environments, and whether a features extractor is trained."""
 
+import math
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from storm_rl.common.checks import check_integer
+from storm_rl.common.policies import StandardisedActorCriticPolicy
 
 # Transitions of a rollout, also of images, and vector steps of it at least; nats of a step at most.
 ROLLOUT_TRANSITIONS = 512
@@ -31,6 +34,17 @@ def rollout_steps(n_steps: int | None, n_envs: int, observation_space: spaces.Sp
             "standardisation; n_steps * n_envs must be at least 2."
         )
     return n_steps
+
+
+def largest_entropy(policy: StandardisedActorCriticPolicy) -> float:
+    """Entropy of noise with twice the variance that it starts with, in nats, of which no bonus drives it away.
+
+    Actions beyond the bounds are clipped, so that nothing else would stop it. Choices have a largest entropy anyway.
+    """
+    if not isinstance(policy.action_space, spaces.Box):
+        return math.inf
+    at_start = policy.log_std_of_actions(torch.tensor(policy.log_std_init))
+    return float((at_start + 0.5 * math.log(2.0) + 0.5 * math.log(2.0 * math.pi * math.e)).sum())
 
 
 def target_kl(size: int, action_values: bool) -> float:

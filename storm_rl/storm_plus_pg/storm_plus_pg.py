@@ -71,7 +71,8 @@ class STORMPlusPG(RolloutAlgorithm):
         gamma: Discount factor.
         gae_lambda: Trade-off of bias and variance of the advantages (Schulman et al. 2016); 1 is Monte-Carlo.
         ent_coef: Weight of an entropy bonus in the actor's objective, where advantages have unit deviation; where they
-            are divided by more than their deviation, so is the bonus.
+            are divided by more than their deviation, so is the bonus. Of Box actions it ends where the noise has twice
+            the variance that it began with.
         max_weight: Importance weights are truncated at this value; None for no bound.
         cg_max_steps: Conjugate-gradient iterations of one step.
         cg_damping: :math:`\lambda`, added to the Fisher matrix.
@@ -217,6 +218,7 @@ class STORMPlusPG(RolloutAlgorithm):
         memory = defaults.memory(size, self.reuse_rollouts, self.use_action_values)
         self.window, self._window_end, self._noise_age = RolloutWindow(memory), None, 0
         self.return_statistics = DiscountedReturnStatistics(self.gamma, self.n_envs)
+        self.largest_entropy = defaults.largest_entropy(self.policy)
         self.recursion = self._make_recursion()
         covered = self.fisher_rollouts, self.fisher_states or states
         self.fisher_metric = FisherMetric(self.cg_damping, self.cg_max_steps, *covered)
@@ -300,7 +302,7 @@ class STORMPlusPG(RolloutAlgorithm):
                 gain = gain + sampled_gain(batch.sampled, distribution, part, self.max_weight)
             if ent_coef:
                 entropy = distribution.entropy()
-                gain = gain + ent_coef * (-log_prob if entropy is None else entropy)
+                gain = gain + ent_coef * (-log_prob if entropy is None else entropy.clamp(max=self.largest_entropy))
             return gain
 
         parts = equal_parts(size, min(N_PARTS, size))
