@@ -37,7 +37,7 @@ def rollout_steps(n_steps: int | None, n_envs: int, observation_space: spaces.Sp
 
 
 def largest_entropy(policy: StandardisedActorCriticPolicy) -> float:
-    """Entropy of noise with twice the variance that it starts with, in nats, of which no bonus drives it away.
+    """Entropy, in nats, at which the bonus ends: that of noise with twice the variance that it starts with.
 
     Actions beyond the bounds are clipped, so that nothing else would stop it. Choices have a largest entropy anyway.
     """
