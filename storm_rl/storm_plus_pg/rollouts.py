@@ -383,11 +383,13 @@ class DiscountedReturnStatistics(RunningMeanStd):
 
     def add_rollout(self, rewards: Tensor, dones: Tensor) -> None:
         """Add one rollout: ``rewards`` and ``dones`` of shape ``(n_steps, n_envs)``, in order of time."""
-        history = []
-        for reward, done in zip(rewards.cpu(), dones.cpu(), strict=True):
-            history.append(self.returns * self.gamma + reward)
-            self.returns = torch.where(done, 0.0, history[-1])
-        self.update(torch.cat(history))
+        # As arrays, see `generalised_advantages`.
+        returns, history = self.returns.numpy(), []
+        for reward, done in zip(rewards.cpu().numpy(), dones.cpu().numpy(), strict=True):
+            history.append(returns * self.gamma + reward)
+            returns = np.where(done, 0.0, history[-1])
+        self.returns = torch.from_numpy(returns)
+        self.update(torch.from_numpy(np.concatenate(history)))
 
     @property
     def scale(self) -> float:
