@@ -28,7 +28,7 @@ REACHED = (
     "In brackets, how many seeds reached it, where not all did; `-`: half of them or fewer, so that there is no median."
 )
 BELOW = "Of the evaluations after the threshold was reached, how many are below it, over all seeds that reached it."
-NOT_RUN = "`not run`: the agent was not run on that task."
+NOT_RUN = "`not run`: the agent was not run on that task; `cannot act`: its actions are of another kind."
 
 
 def report(
@@ -207,6 +207,12 @@ def _over_tasks(study: Study) -> Section:
                 f"one half), mean over tasks. {INTERVALS}",
             ),
             Table(
+                tables.against_ours(study, agents),
+                "Each agent against STORM+PG, on the tasks that both ran on: interquartile means of the area under the "
+                "evaluation curve, and the probability that a seed of STORM+PG has more area, or needs fewer steps, "
+                f"than one of the agent's, mean over tasks. {INTERVALS}",
+            ),
+            Table(
                 tables.against_the_best(study, agents),
                 "Probability that a seed of an agent without settings for each task beats one of the best agent that "
                 "has them: on each task and measure the one of the best median, by these very runs, which favours it. "
@@ -339,6 +345,9 @@ def rewrite(readme: Path, study: Study, folder: Path) -> None:
         table = table.merge(pd.DataFrame({"agent": ratios["agent"], column: means}), how="left", on="agent")
         # Second: the last columns of a table as wide as this are cut off on a repository's page.
         table.insert(1, column, table.pop(column).fillna(""))
+    counts = tables.contestants(study).set_index("agent")["seeds"]
+    if counts.nunique() > 1:
+        table.insert(1, "seeds", table["agent"].map(counts))
     place = Path(os.path.relpath(folder, readme.parent)).as_posix()
     parts = [
         BEGIN,

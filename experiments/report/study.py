@@ -68,7 +68,11 @@ class Study:
 
     def complete(self, agents: Sequence[str]) -> list[str]:
         """Those that ran on every task of the study: the others have no part in aggregates over tasks."""
-        return [name for name in agents if all(len(self.of_task(name, task)) for task in self.tasks)]
+        return [name for name in agents if len(self.shared(name)) == len(self.tasks)]
+
+    def shared(self, *agents: str) -> list[Task]:
+        """The tasks that all of these ran on."""
+        return [task for task in self.tasks if all(len(self.of_task(name, task)) for name in agents)]
 
     @property
     def reference(self) -> str | None:

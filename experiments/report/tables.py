@@ -10,7 +10,7 @@ import pandas as pd
 from agents import get_contestant
 from envs import Task
 from experiments.measures import median_to_threshold
-from experiments.report.study import COMPARED, Study, label, short, unmarked
+from experiments.report.study import COMPARED, OURS, Study, label, short, unmarked
 from experiments.statistics import Estimate, estimate, iqm, probability_of_improvement, ratio_of_medians
 
 NAMES = {
@@ -18,7 +18,7 @@ NAMES = {
     "evaluation_score": "area under the evaluation curve",
     "steps_to_threshold": "steps to threshold",
 }
-NONE, NOT_RUN = "-", "not run"
+NONE, NOT_RUN, CANNOT_ACT = "-", "not run", "cannot act"
 
 
 def steps(study: Study, agents: Sequence[str]) -> pd.DataFrame:
@@ -129,6 +129,25 @@ def against_the_best(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def against_ours(study: Study, agents: Sequence[str]) -> pd.DataFrame:
+    """Each agent's interquartile mean of the area on the tasks that STORM+PG ran on too, and STORM+PG's on these.
+
+    And the probability that a seed of STORM+PG has more area, and needs fewer steps, than one of the agent's.
+    """
+    table = []
+    for name in agents:
+        both = tuple(study.shared(OURS, name))
+        if name == OURS or not both:
+            continue
+        row = {"agent": label(name), "tasks": f"{len(both)} of {len(study.tasks)}"}
+        row |= {"its area": interval(pooled(study, "evaluation_score", name, both))}
+        row |= {"STORM+PG's there": interval(pooled(study, "evaluation_score", OURS, both))}
+        row |= {"P(more area)": interval(improved(study, "evaluation_score", OURS, name, both))}
+        row |= {"P(fewer steps)": interval(improved(study, "steps_to_threshold", OURS, name, both))}
+        table.append(row)
+    return pd.DataFrame(table)
+
+
 def ranking(study: Study, agents: Sequence[str], task: Task) -> pd.DataFrame:
     """The agents that ran on the task, by the area under their evaluation curves."""
     ran = [name for name in agents if len(study.of_task(name, task))]
@@ -163,7 +182,10 @@ def fewer_steps(study: Study, agents: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "agent": label(name),
-            **{task.id: cell(name, task) if len(study.of_task(name, task)) else NOT_RUN for task in study.tasks},
+            **{
+                task.id: cell(name, task) if len(study.of_task(name, task)) else _missing(name, task)
+                for task in study.tasks
+            },
         }
         for name in others
     )
@@ -288,12 +310,17 @@ def improved(study: Study, measure: str, name: str, reference: str | None, tasks
     return estimate(probability_of_improvement, ours, theirs)
 
 
+def _missing(name: str, task: Task) -> str:
+    """Why the agent has no runs on the task."""
+    return NOT_RUN if get_contestant(unmarked(name)).plays(task.id) else CANNOT_ACT
+
+
 def _by_task(study: Study, agents: Sequence[str], cell: Callable[[pd.DataFrame], str]) -> pd.DataFrame:
     table = []
     for name in agents:
         row = {"agent": label(name)}
         for task in study.tasks:
             rows = study.of_task(name, task)
-            row[task.id] = cell(rows) if len(rows) else NOT_RUN
+            row[task.id] = cell(rows) if len(rows) else _missing(name, task)
         table.append(row)
     return pd.DataFrame(table)

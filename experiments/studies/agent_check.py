@@ -116,12 +116,13 @@ def check(study: Study) -> pd.DataFrame:
         not_later += best is None or not more_steps(study, best, task)
     text = "tasks not later than the best tuned agent, beyond chance"
     aim("all", text, not_later, f">= {asked_tasks:g}", not_later >= asked_tasks)
-    lowest = tables.pooled(study, "evaluation_score", OURS).low
-    for name in study.complete(study.agents):
-        if name != OURS:
-            theirs_at_most = tables.pooled(study, "evaluation_score", name).high
+    for name in study.agents:
+        both = tuple(study.shared(OURS, name))
+        if name != OURS and both:
+            own, others = (tables.pooled(study, "evaluation_score", agent, both) for agent in (OURS, name))
+            where = "all" if len(both) == len(study.tasks) else f"{len(both)} of {len(study.tasks)}"
             text = f"interquartile mean, above {short(name)}"
-            aim("all", text, lowest, f"> {theirs_at_most:.2f}", lowest > theirs_at_most)
+            aim(where, text, own.low, f"> {others.high:.2f}", own.low > others.high)
     return pd.DataFrame(rows, columns=["task", "measure", "STORM+PG", "aim", "verdict"])
 
 

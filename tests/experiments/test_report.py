@@ -89,6 +89,24 @@ def test_the_best_tuned_agent_is_another_one_on_each_task_and_measure(folder: Pa
         tables.improved(study, "final_score", "storm_plus_pg", None, (get_task("Pendulum-v1"),))
 
 
+def test_every_agent_is_compared_on_the_tasks_that_it_ran_on(folder: Path, store: Store) -> None:
+    for seed in range(2):
+        store("dqn_zoo", "CartPole-v1", seed, 5_000)
+    store("storm_plus_pg", "Pendulum-v1", 0, 9_000)
+    study = Study.of(load_runs(folder))
+    rows = tables.against_ours(study, study.agents).set_index("agent")
+    assert rows["tasks"].tolist() == ["2 of 3", "1 of 3", "1 of 3"]  # PPO, DQN and SVRPG.
+    assert rows.loc["SVRPG", "P(fewer steps)"].startswith("1.00 [")
+    assert rows.loc["DQN (RL Zoo's settings)", "P(fewer steps)"].startswith("0.50 [")
+    steps = tables.steps(study, study.agents).set_index("agent")
+    assert steps.loc["DQN (RL Zoo's settings)"].tolist() == ["5,000", "not run", "cannot act"]
+    page = folder / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    rewrite(page, study, folder)
+    assert "| agent | seeds | CartPole-v1 |" in page.read_text()
+    assert "| DQN (RL Zoo's settings) | 2 |" in page.read_text()
+
+
 def test_a_ratio_never_hangs_on_a_budget(folder: Path, store: Store) -> None:
     for seed, hit in enumerate((20_000, None, None)):
         store("ppo_zoo", "MountainCar-v0", seed, hit)
