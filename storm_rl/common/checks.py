@@ -13,7 +13,9 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
@@ -64,6 +66,21 @@ def check_learning_rate(name: str, value: Any) -> Any:
     except Exception as error:
         raise TypeError(f"{name} must be a number or a schedule; {value!r} gives no number for 1.0: {error}") from error
     return value
+
+
+def check_buffer(buffer: Any, kwargs: Any, observation_space: spaces.Space[Any]) -> None:
+    """Raise unless ``buffer`` is None or a class of rollout buffers for these observations, and ``kwargs`` a dict."""
+    right = DictRolloutBuffer if isinstance(observation_space, spaces.Dict) else RolloutBuffer
+    buffer = right if buffer is None else buffer
+    if not (isinstance(buffer, type) and issubclass(buffer, right)):
+        raise TypeError(f"rollout_buffer_class must be a subclass of {right.__name__} or None, got {buffer!r}.")
+    if not isinstance(kwargs, dict):
+        raise TypeError(f"rollout_buffer_kwargs must be a dict or None, got {kwargs!r}.")
+    if buffer.compute_returns_and_advantage is not RolloutBuffer.compute_returns_and_advantage:
+        raise ValueError(
+            f"rollout_buffer_class {buffer.__name__} has its own compute_returns_and_advantage(), which is not "
+            "called: change rewards in its add(), or in a callback's on_rollout_end()."
+        )
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

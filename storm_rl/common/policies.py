@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn import functional
 
+from storm_rl.common.action_units import action_units
 from storm_rl.common.parameters import parameters_behind
 
 ObservationBatch = Tensor | dict[str, Tensor]
@@ -159,21 +160,24 @@ class StandardisedFeatures(BaseFeaturesExtractor):
 
 
 class ValueHead(nn.Module):
-    """The last layer of the critic: a linear layer in units of ``scale``.
-
-    The layer works with values of order 1, and what leaves it is in the environment's own units, as SB3 expects.
-    """
+    """The last layer of the critic: linear, in units of ``scale`` around ``offset``; its values are of returns."""
 
     scale: Tensor
+    offset: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear = linear
         self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}offset", torch.zeros(()))  # Older versions have none.
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Values of shape ``(n, 1)``, in units of return."""
-        values: Tensor = self.linear(latent) * self.scale
+        values: Tensor = self.linear(latent) * self.scale + self.offset
         return values
 
 
@@ -304,7 +308,7 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         return BaseModel.extract_features(self, observations, self.vf_features_extractor)
 
     def scaled_values(self, features: Tensor) -> Tensor:
-        """Values in units of :attr:`value_scale`, ``(n,)``, of what :meth:`critic_features` gave."""
+        """Values around :attr:`value_offset` in units of :attr:`value_scale`, ``(n,)``, from the critic's features."""
         values: Tensor = self.value_head.linear(self.mlp_extractor.forward_critic(features))
         return values.flatten()
 
@@ -355,9 +359,19 @@ class StandardisedActorCriticPolicy(ActorCriticPolicy):
         """Returns are divided by this before the critic is fitted to them; in units of return."""
         return float(self.value_head.scale)
 
+    @property
+    def value_offset(self) -> float:
+        """What the critic's values are fitted around; in units of return."""
+        return float(self.value_head.offset)
+
+    def set_value_offset(self, offset: float) -> None:
+        """Move all values to be around ``offset``. Those of a frozen layer stay."""
+        if all(parameter.requires_grad for parameter in self.value_head.linear.parameters()):
+            self.value_head.offset.fill_(offset)
+
     @torch.no_grad()
     def set_value_scale(self, scale: float, preserve: bool = False) -> None:
-        """Set the unit of the critic's last layer; its outputs, in rewards, scale along.
+        """Set the unit of the critic's last layer; its outputs, around the offset, scale along.
 
         With ``preserve`` they stay, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714). A frozen layer's stays.
         """
@@ -391,22 +405,6 @@ class StandardisedMultiInputActorCriticPolicy(StandardisedActorCriticPolicy):
 def noise_features(latent: Tensor) -> Tensor:
     """Features of gSDE, ``(n, k + 1)``, scaled to length 1: the last hidden layer ``(n, k)`` and a constant 1."""
     return functional.normalize(functional.pad(latent, (0, 1), value=1.0))
-
-
-def action_units(action_space: spaces.Space[Any], squashed: bool = False) -> tuple[Tensor, Tensor]:
-    """Middle and half of the range of each Box action, ``(n_actions,)``; 0 and 1 where there is none to speak of.
-
-    Bounds of 1e10 and more count as infinite; the middle is then the number within the bounds that is nearest to 0.
-    Squashed actions are in [-1, 1] already.
-    """
-    if squashed or not isinstance(action_space, spaces.Box):
-        return torch.zeros(1), torch.ones(1)
-    low, high = (bound.astype(np.float64).ravel() for bound in (action_space.low, action_space.high))
-    finite = (np.maximum(np.abs(low), np.abs(high)) < 1e10) & (low < high)
-    with np.errstate(invalid="ignore", over="ignore"):
-        middle = np.where(finite, (low + high) / 2, np.clip(0.0, low, high))
-        unit = np.where(finite, (high - low) / 2, 1.0)
-    return torch.as_tensor(middle, dtype=torch.float32), torch.as_tensor(unit, dtype=torch.float32)
 
 
 def environment_actions(policy: BasePolicy, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from storm_rl.common.policies import StandardisedActorCriticPolicy, concatenate
 from storm_rl.storm_plus_pg.actor_critic import Actor, SampledActions
 from storm_rl.storm_plus_pg.numpy_actor_critic import Networks, NumpyActor
 from storm_rl.storm_plus_pg.recursion import covariance_of_mean
-from storm_rl.storm_plus_pg.rollouts import RolloutWindow, Transitions
+from storm_rl.storm_plus_pg.rollouts import RolloutWindow, Transitions, shaped_rewards
 
 # Units of the two hidden layers; times an update that targets are computed anew; sampled actions in each state.
 N_UNITS = 64
@@ -76,28 +76,26 @@ class ActionValueCritic(nn.Module):
             networks: Of the policy, at its present parameters.
             window: The rollouts.
             gamma: Discount factor.
-            scale: Rewards are divided by this; in units of return.
+            scale: Rewards, less what moves all values by the policy's offset, are divided by this; in units of return.
             minibatches: From a number of transitions: indices, one tensor a step.
             logger: For ``train/action_value_loss``.
         """
         policy, rollouts = networks.policy, window.rollouts
-        rewards = torch.cat([rollout.rewards.flatten() for rollout in rollouts]) / scale
-        ends = torch.cat([rollout.dones.flatten() for rollout in rollouts])
-        truncated = torch.zeros_like(ends)
-        start = 0
-        for rollout in rollouts:
-            truncated[start + rollout.truncated_at] = True
-            start += rollout.dones.numel()
-        rows = (~truncated).nonzero().flatten()
+        rewards = torch.cat([rollout.rewards.flatten() for rollout in rollouts])
+        dones = torch.cat([rollout.dones.flatten() for rollout in rollouts])
+        ends = torch.cat([rollout.terminated.flatten() for rollout in rollouts])
+        rows = (dones == ends).nonzero().flatten()
         if len(rows) == 0:
             return
+        rewards = shaped_rewards(rewards, ends, policy.value_offset, gamma) / scale
         with torch.no_grad():
             features = policy.critic_features(concatenate([rollout.observations for rollout in rollouts]))
             actions = torch.cat([rollout.actions for rollout in rollouts])
             inputs = torch.cat([features, environment_units(policy, actions)], dim=1)
             following = concatenate([rollout.next_observations() for rollout in rollouts])
             next_features, next_actions = policy.critic_features(following), networks.actor(following).distribution()
-        by_state = rewards + gamma * torch.where(ends, 0.0, networks.values(following) / scale)
+        next_values = (networks.values(following) - policy.value_offset) / scale
+        by_state = rewards + gamma * torch.where(ends, 0.0, next_values)
         steps, losses = [rows[index] for index in minibatches(len(rows))], []
         n_steps = -(-len(steps) // N_SWEEPS)
         for start in range(0, len(steps), n_steps):

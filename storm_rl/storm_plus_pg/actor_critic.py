@@ -55,7 +55,7 @@ class ActorCritic:
     def fit_critic(self, observations: ObservationBatch, targets: Tensor, minibatches: Iterable[Tensor]) -> float:
         """A step of the policy's optimizer on the squared error of each minibatch; gives the mean of their losses.
 
-        ``observations`` are raw, ``(n, ...)``, and ``targets`` in units of ``policy.value_scale``, ``(n,)``;
+        ``observations`` are raw, ``(n, ...)``, and ``targets`` are those of ``policy.scaled_values``, ``(n,)``;
         ``minibatches`` are indices of transitions, one tensor a step.
         """
         policy = self.policy

@@ -115,6 +115,7 @@ class NumpyActorCritic:
         """Values in units of return, ``(n,)``."""
         values = self.critic_network.forward(self._critic_features(observations))[-1]
         values *= self.policy.value_scale
+        values += self.policy.value_offset
         return torch.from_numpy(values).flatten()
 
     def actor(self, observations: ObservationBatch) -> "NumpyActor":

@@ -1,5 +1,6 @@
 """Rollouts: collected step by step, kept for some updates, and turned into advantages under the present policy."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.distributions import Normal
 
-from storm_rl.common.checks import acting, check_finite, check_policy_outputs, check_transition, own_copy
+from storm_rl.common.checks import acting, check_buffer, check_finite, check_policy_outputs, check_transition, own_copy
 from storm_rl.common.policies import (
     ObservationBatch,
     RunningMeanStd,
@@ -44,17 +45,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        right = DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
-        buffer = right if self.rollout_buffer_class is None else self.rollout_buffer_class
-        if not (isinstance(buffer, type) and issubclass(buffer, right)):
-            raise TypeError(f"rollout_buffer_class must be a subclass of {right.__name__} or None, got {buffer!r}.")
-        if not isinstance(self.rollout_buffer_kwargs, dict):
-            raise TypeError(f"rollout_buffer_kwargs must be a dict or None, got {self.rollout_buffer_kwargs!r}.")
-        if buffer.compute_returns_and_advantage is not RolloutBuffer.compute_returns_and_advantage:
-            raise ValueError(
-                f"rollout_buffer_class {buffer.__name__} has its own compute_returns_and_advantage(), which is not "
-                "called: change rewards in its add(), or in a callback's on_rollout_end()."
-            )
+        check_buffer(self.rollout_buffer_class, self.rollout_buffer_kwargs, self.observation_space)
 
     def networks(self) -> Networks:
         """The policy's networks in numpy where they have that form, otherwise by autograd."""
@@ -68,9 +59,8 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         As SB3's own loop, callbacks included (one ``on_step`` a vector step, with this method's locals), plus the
         checks. The buffer holds observations, actions, log-probabilities, episode starts and the environments' own
         rewards, and what a callback changes there in ``on_rollout_end`` is learned from. Its values, returns and
-        advantages stay 0: `RolloutWindow.transitions` computes them for all rollouts of an update at once.
-
-        Gives False if a callback ended the training in the middle of the rollout.
+        advantages stay 0: `RolloutWindow.transitions` computes them for all rollouts of an update at once. Gives False
+        if a callback ended the training in the middle of the rollout.
 
         Raises:
             ValueError: An action, reward or observation is NaN or infinite; names environment and env step.
@@ -140,7 +130,7 @@ class RolloutAlgorithm(ResumableAlgorithm, OnPolicyAlgorithm):
         check_finite("the rollout buffer's rewards, changed by a callback,", rollout.rewards)
         self.window.append(rollout)
         self._window_end = self._last_obs
-        self.return_statistics.add_rollout(rollout.rewards, rollout.dones)
+        self.return_statistics.add_rollout(rollout.rewards, rollout.dones, rollout.terminated)
         self._in_rollout = False
         return True
 
@@ -191,6 +181,11 @@ class Rollout:
     truncated_at: Tensor
     truncated_observations: ObservationBatch | None
 
+    @property
+    def terminated(self) -> Tensor:
+        """Whether an episode ended with that step, and not at a time limit, ``(n_steps, n_envs)``."""
+        return self.dones.flatten().index_fill(0, self.truncated_at, False).view_as(self.dones)
+
     def next_observations(self) -> ObservationBatch:
         """Those after each step, flat; after the last step of an episode they are the next episode's first."""
 
@@ -208,10 +203,7 @@ def rollout_from_buffer(
     last_observations: ObservationBatch,
     policy: StandardisedActorCriticPolicy,
 ) -> Rollout:
-    """The rollout in a full SB3 buffer, with what such a buffer does not hold.
-
-    ``truncations`` leads from the flat index of a step to the observation at which its episode was cut off.
-    """
+    """The rollout in a full SB3 buffer; ``truncations`` leads from flat indices to where episodes were cut off."""
 
     def flat(array: np.ndarray) -> Tensor:
         return torch.as_tensor(array.reshape(-1, *array.shape[2:]).copy(), device=policy.device)
@@ -343,17 +335,11 @@ def generalised_advantages(
 
     .. math:: A_h = \delta_h + \gamma \lambda A_{h+1},
 
-    restarted at the end of an episode. GAE is biased unless ``gae_lambda`` is 1 or ``V`` exact: on the four-step cliff
-    of ``envs.mdps``, with ``V = 0`` and :math:`\gamma^h` put back, by 7.8, 62 and 96 % of the exact gradient for lambda
-    0.95, 0.5 and 0. Ratios of the present policy to the one that acted are left out on purpose: cutting the sum where
-    they are below 1 (V-trace) makes what the policy has just left look like what the critic has not learned yet, and
-    with a critic that lags behind rewards of one sign the gradient of the same data turns round.
+    restarted at the end of an episode; biased unless ``gae_lambda`` is 1 or ``V`` exact. They are not cut where the
+    policy has moved away, as by V-trace, on purpose: ``docs/storm_plus_pg.md`` says why.
 
-    All tensors are on the CPU, without graph and of the same shape, ``(n_steps, n_envs)``, time first. ``next_values``
-    are :math:`V(s_{h+1})`: 0 where an episode terminated, of its last observation where it was truncated.
-
-    Raises:
-        ValueError: Shapes differ.
+    All tensors are on the CPU, without graph and of the same shape (or ``ValueError``), ``(n_steps, n_envs)``, time
+    first. ``next_values`` are 0 where an episode terminated, of its last observation where it was truncated.
     """
     shapes = {tuple(tensor.shape) for tensor in (rewards, values, next_values, dones)}
     if len(shapes) != 1:
@@ -368,22 +354,25 @@ def generalised_advantages(
 
 
 class DiscountedReturnStatistics(RunningMeanStd):
-    r"""The scale of the rewards: standard deviation of the running discounted return of each environment.
+    r"""The unit of the critics' values, and what these have in common.
 
-    :math:`R_h = \gamma R_{h-1} + r_h`, restarted at 0 with each episode; the scale is the standard deviation of
-    all :math:`R_h` seen so far. Dividing rewards by it is what SB3's ``VecNormalize`` and OpenAI baselines do.
+    The unit is the deviation of each environment's running discounted return, :math:`R_h = \gamma R_{h-1} + r_h`,
+    restarted at 0 with each episode, as that of SB3's ``VecNormalize``; here of :func:`shaped_rewards`.
     """
 
     returns: Tensor
+    large_constant = 3.0  # Standard deviations beyond which a constant in the rewards is one.
 
     def __init__(self, gamma: float, n_envs: int) -> None:
         super().__init__()
         self.gamma = gamma
         self.register_buffer("returns", torch.zeros(n_envs, dtype=torch.float64))
+        self.steps = RunningMeanStd((2,))  # Of the reward, and of whether the episode terminated.
 
-    def add_rollout(self, rewards: Tensor, dones: Tensor) -> None:
-        """Add one rollout: ``rewards`` and ``dones`` of shape ``(n_steps, n_envs)``, in order of time."""
-        # As arrays, see `generalised_advantages`.
+    def add_rollout(self, rewards: Tensor, dones: Tensor, terminated: Tensor) -> None:
+        """Add one rollout, all ``(n_steps, n_envs)``, in order of time; ``terminated``: ended, not at a time limit."""
+        self.steps.update(torch.stack([rewards.flatten(), terminated.flatten()], dim=1))
+        rewards = shaped_rewards(rewards, terminated, self.offset, self.gamma)
         returns, history = self.returns.numpy(), []
         for reward, done in zip(rewards.cpu().numpy(), dones.cpu().numpy(), strict=True):
             history.append(returns * self.gamma + reward)
@@ -397,8 +386,35 @@ class DiscountedReturnStatistics(RunningMeanStd):
         std = float(self.var.sqrt())
         return std if std > 1e-8 else 1.0
 
+    @property
+    def offset(self) -> float:
+        r"""What a large constant in the rewards adds to all values, in units of return.
+
+        With :math:`p` terminations a step the best constant value is :math:`b = \bar r / (1 - \gamma + \gamma p)`: its
+        temporal differences have mean 0 and, if reward and termination are independent, the variance
+        :math:`s^2 = \sigma_r^2 + (\gamma b \sigma_T)^2`. The offset is what :math:`(1 - \gamma) b` adds up to beyond
+        :math:`3 s`; 0 while :math:`s` is, as at -1 a step before any goal is met: values above the true ones explore.
+        """
+        (reward, ends), variance, gamma = self.steps.mean.tolist(), self.steps.var.tolist(), self.gamma
+        if gamma == 1.0:
+            return 0.0
+        best = reward / (1.0 - gamma + gamma * ends)
+        deviation = math.hypot(variance[0] ** 0.5, gamma * best * variance[1] ** 0.5)
+        excess = (1.0 - gamma) * abs(best) - self.large_constant * deviation
+        return math.copysign(max(0.0, excess) / (1.0 - gamma), best) if deviation > 1e-6 * abs(reward) else 0.0
+
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; another number of environments starts its episodes afresh."""
+        """As torch's; another number of environments starts its episodes afresh, and a file may lack ``steps``."""
+        state = {**self.state_dict(), **state}
         if state["returns"].shape != self.returns.shape:
-            state = {**state, "returns": torch.zeros_like(self.returns)}
+            state["returns"] = torch.zeros_like(self.returns)
         return super().load_state_dict(state, strict, assign)
+
+
+def shaped_rewards(rewards: Tensor, terminated: Tensor, offset: float, gamma: float) -> Tensor:
+    r""":math:`r + \gamma \Phi(s') - \Phi(s)`, where the potential is ``offset`` in all states, and 0 after termination.
+
+    Its values are those of ``rewards`` less the offset, and the best policies are the same (Ng, Harada, Russell 1999).
+    That critics do better without a common constant is reward centering (Naik et al. 2024, arXiv 2405.09999).
+    """
+    return rewards - offset * torch.where(terminated, 1.0, 1.0 - gamma) if offset else rewards

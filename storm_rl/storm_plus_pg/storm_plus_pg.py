@@ -231,6 +231,7 @@ class STORMPlusPG(RolloutAlgorithm):
         """Update action values, actor, observation statistics and critic, in this order, from the collected rollout."""
         # Acting mode: no dropout and no moving batch statistics, as when the actions were sampled.
         self.policy.set_training_mode(False)
+        self.policy.set_value_offset(self.return_statistics.offset)
         networks = self.networks()
         assert self.reuse_rollouts is not None
         window = self.window.newest_rollouts(self.reuse_rollouts)
@@ -341,11 +342,12 @@ class STORMPlusPG(RolloutAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_value_scale(self.return_statistics.scale, preserve=self._n_updates > 0)
-        scale = self.policy.value_scale
+        scale, offset = self.policy.value_scale, self.policy.value_offset
         minibatches = self._minibatches(len(batch.values))
-        loss = networks.fit_critic(batch.observations, batch.value_targets / scale, minibatches)
+        loss = networks.fit_critic(batch.observations, (batch.value_targets - offset) / scale, minibatches)
         self.logger.record("train/value_loss", loss)
         self.logger.record("train/value_scale", scale)
+        self.logger.record("train/value_offset", offset)
         explained = explained_variance(batch.values.cpu().numpy(), batch.value_targets.cpu().numpy())
         self.logger.record("train/explained_variance", float(explained))
 

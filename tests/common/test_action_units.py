@@ -10,7 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from storm_rl import GPOMDP, STORMPlusPG
-from storm_rl.common.policies import StandardisedActorCriticPolicy, action_units
+from storm_rl.common.action_units import action_units
+from storm_rl.common.policies import StandardisedActorCriticPolicy
 
 INFINITY = np.inf
 BIG = float(np.finfo(np.float32).max)

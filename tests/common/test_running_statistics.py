@@ -52,7 +52,7 @@ def test_return_scale_agrees_with_vec_normalize() -> None:
         for step in range(60):
             _, _, dones[step], _ = env.step(np.zeros((3, 1)))
             rewards[step] = env.get_original_reward()
-        statistics.add_rollout(torch.from_numpy(rewards), torch.from_numpy(dones))
+        statistics.add_rollout(torch.from_numpy(rewards), torch.from_numpy(dones), torch.from_numpy(dones))
     # VecNormalize starts with a pseudo-count of 1e-4 samples of variance 1.
     assert statistics.scale == pytest.approx(np.sqrt(env.ret_rms.var), rel=1e-4)
 
@@ -61,15 +61,15 @@ def test_return_statistics_continue_after_a_state_dict_round_trip() -> None:
     first, second = DiscountedReturnStatistics(0.9, 2), DiscountedReturnStatistics(0.9, 2)
     rewards = torch.from_numpy(np.random.default_rng(0).normal(size=(10, 2)))
     dones = torch.zeros(10, 2, dtype=torch.bool)
-    first.add_rollout(rewards[:5], dones[:5])
+    first.add_rollout(rewards[:5], dones[:5], dones[:5])
     second.load_state_dict(first.state_dict())
-    first.add_rollout(rewards[5:], dones[5:])
-    second.add_rollout(rewards[5:], dones[5:])
+    first.add_rollout(rewards[5:], dones[5:], dones[5:])
+    second.add_rollout(rewards[5:], dones[5:], dones[5:])
     assert first.scale == second.scale
 
 
 def test_scale_is_one_without_variance() -> None:
     statistics = DiscountedReturnStatistics(0.9, 1)
     assert statistics.scale == 1.0
-    statistics.add_rollout(torch.zeros(5, 1), torch.zeros(5, 1, dtype=torch.bool))
+    statistics.add_rollout(torch.zeros(5, 1), *[torch.zeros(5, 1, dtype=torch.bool)] * 2)
     assert statistics.scale == 1.0

@@ -1,5 +1,6 @@
 """Action values: the critic against exact values, the policy gradient with its control variate against exact ones."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,12 @@ def fitted_values(model: STORMPlusPG, observations: Tensor, actions: Tensor) -> 
     return model.action_values.values(model.policy, features, actions) * model.return_statistics.scale
 
 
-def test_fits_the_values_of_another_policy_than_the_one_that_acted() -> None:
+@pytest.mark.parametrize("constant", [0.0, 300.0])
+def test_fits_the_values_of_another_policy_than_the_one_that_acted(constant: float) -> None:
     # The data are of the untrained, nearly uniform policy; the values are those of one that takes action 1 nearly
     # always, on the same MDP without end.
     mdp, gamma = two_state(horizon=2000, gamma=0.5), 0.5
+    mdp = replace(mdp, rewards=mdp.rewards + constant)
     model = STORMPlusPG(
         "MlpPolicy", make_vec_env(lambda: EnumerableEnv(mdp), 8), gamma=gamma, **{**SMALL, "n_steps": 256}
     )
@@ -46,6 +49,8 @@ def test_fits_the_values_of_another_policy_than_the_one_that_acted() -> None:
         model.policy.action_net.bias.copy_(torch.tensor([-2.0, 2.0]))
     model.critic_steps = 800
     assert model.action_values is not None
+    offset = model.policy.value_offset
+    assert (offset > 0.0) == (constant > 0.0)
     for _ in range(3):
         scale, minibatches = model.return_statistics.scale, model._minibatches
         model.action_values.fit(model.networks(), model.window, gamma, scale, minibatches, model.logger)
@@ -57,12 +62,12 @@ def test_fits_the_values_of_another_policy_than_the_one_that_acted() -> None:
     for _ in range(100):
         exact = expected_rewards + gamma * mdp.transitions @ (policy * exact).sum(dim=1)
     # Those of the policy that acted are .5 and more away.
-    np.testing.assert_allclose(found[0].numpy(), exact.numpy(), atol=0.2)
+    np.testing.assert_allclose(found[0].numpy() + offset, exact.numpy(), atol=0.2)
     # The other estimate looks one step ahead and has the rest from the state-value critic, which was not trained.
     scale = model.return_statistics.scale
     beyond = model.networks().values(torch.arange(2)).double()
     lookahead = expected_rewards + gamma * mdp.transitions @ beyond
-    np.testing.assert_allclose(found[1].numpy() / scale, lookahead.numpy() / scale, atol=0.2)
+    np.testing.assert_allclose((found[1].numpy() + offset) / scale, lookahead.numpy() / scale, atol=0.2)
 
 
 class OneStep(RandomEnv):

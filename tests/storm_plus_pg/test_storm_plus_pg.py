@@ -78,7 +78,7 @@ def test_every_documented_scalar_reaches_tensorboard_with_the_last_update(tmp_pa
     expected = (
         "momentum step_size gradient_norm direction_norm direction_metric_norm kl entropy std largest_weight "
         "effective_sample_size cosine_previous_direction step_bound statistics_kl learning_rate value_loss value_scale "
-        "explained_variance"
+        "value_offset explained_variance"
     )
     for name in expected.split():
         assert events.Scalars(f"train/{name}")[-1].step == 640, name
