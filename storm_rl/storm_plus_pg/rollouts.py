@@ -396,12 +396,11 @@ class DiscountedReturnStatistics(RunningMeanStd):
         :math:`3 s`; 0 while :math:`s` is, as at -1 a step before any goal is met: values above the true ones explore.
         """
         (reward, ends), variance, gamma = self.steps.mean.tolist(), self.steps.var.tolist(), self.gamma
-        if gamma == 1.0:
-            return 0.0
-        best = reward / (1.0 - gamma + gamma * ends)
+        best = 0.0 if gamma == 1.0 else reward / (1.0 - gamma + gamma * ends)
         deviation = math.hypot(variance[0] ** 0.5, gamma * best * variance[1] ** 0.5)
         excess = (1.0 - gamma) * abs(best) - self.large_constant * deviation
-        return math.copysign(max(0.0, excess) / (1.0 - gamma), best) if deviation > 1e-6 * abs(reward) else 0.0
+        large = excess > 0.0 and deviation > 1e-6 * abs(reward)
+        return math.copysign(excess / (1.0 - gamma), best) if large else 0.0
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; another number of environments starts its episodes afresh, and a file may lack ``steps``."""
