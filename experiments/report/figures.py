@@ -4,7 +4,7 @@ Each is drawn in two widths: for a page, panels side by side; for a phone (``nar
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from math import isinf
 from textwrap import fill
 from typing import Any
@@ -20,7 +20,7 @@ from envs import Task
 from experiments.measures import evaluations_within, median_to_threshold
 from experiments.plots import COLOURS, INK, LINES, MARKERS, new_figure
 from experiments.report.study import OURS, Study, label, short, unmarked
-from experiments.report.tables import NAMES, NONE, NOT_RUN, improved, pooled
+from experiments.report.tables import NAMES, NONE, improved, missing, pooled
 from experiments.statistics import Estimate, Floats, estimates, iqm, profile
 
 # Enough for the width of a line; the tables' intervals have more.
@@ -126,7 +126,7 @@ def _draw_seeds(
 ) -> None:
     rows, (row, line) = study.of_task(name, task), place
     if not len(rows):
-        _note(axes, row, NOT_RUN)
+        _note(axes, row, missing(name, task))
         return
     colour, reached = line["color"], rows["reached"].to_numpy()
     steps = np.log(rows["steps_to_threshold"].to_numpy(dtype=float))
@@ -205,7 +205,8 @@ def fewer_steps(study: Study, agents: Sequence[str], narrow: bool = False) -> Fi
             ran = all(len(study.of_task(name, task)) for task in tasks)
             return improved(study, "steps_to_threshold", name, reference, tasks) if ran else None
 
-        _draw_intervals(axes, some, agents, value, NOT_RUN if len(tasks) == 1 else "")
+        why = partial(missing, task=tasks[0]) if len(tasks) == 1 else None
+        _draw_intervals(axes, some, agents, value, why)
         axes.axvline(0.5, **DOTTED)
         axes.set_xlim(-0.05, 1.05)
         axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
@@ -312,12 +313,13 @@ def _draw_intervals(
     names: Sequence[str],
     agents: Sequence[str],
     value: Callable[[str], Estimate | None],
-    missing: str = NOT_RUN,
+    why: Callable[[str], str] | None = None,
 ) -> None:
+    """A row for each name; where it has no value, a word that says ``why``, if there is one."""
     for row, name in enumerate(names):
         line, point = style(list(agents).index(name)), value(name)
         if point is None:
-            _note(axes, row, missing)
+            _note(axes, row, why(name) if why is not None else "")
             continue
         axes.plot(
             [point.low, point.high], [row, row], color=line["color"], linewidth=7, alpha=0.3, solid_capstyle="butt"

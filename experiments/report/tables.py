@@ -183,7 +183,7 @@ def fewer_steps(study: Study, agents: Sequence[str]) -> pd.DataFrame:
         {
             "agent": label(name),
             **{
-                task.id: cell(name, task) if len(study.of_task(name, task)) else _missing(name, task)
+                task.id: cell(name, task) if len(study.of_task(name, task)) else missing(name, task)
                 for task in study.tasks
             },
         }
@@ -310,7 +310,7 @@ def improved(study: Study, measure: str, name: str, reference: str | None, tasks
     return estimate(probability_of_improvement, ours, theirs)
 
 
-def _missing(name: str, task: Task) -> str:
+def missing(name: str, task: Task) -> str:
     """Why the agent has no runs on the task."""
     return NOT_RUN if get_contestant(unmarked(name)).plays(task.id) else CANNOT_ACT
 
@@ -321,6 +321,6 @@ def _by_task(study: Study, agents: Sequence[str], cell: Callable[[pd.DataFrame],
         row = {"agent": label(name)}
         for task in study.tasks:
             rows = study.of_task(name, task)
-            row[task.id] = cell(rows) if len(rows) else _missing(name, task)
+            row[task.id] = cell(rows) if len(rows) else missing(name, task)
         table.append(row)
     return pd.DataFrame(table)
