@@ -160,7 +160,7 @@ class StandardisedFeatures(BaseFeaturesExtractor):
 
 
 class ValueHead(nn.Module):
-    """The last layer of the critic: linear, in units of ``scale`` around ``offset``; its values are of returns."""
+    """The critic's last layer: linear, in units of ``scale`` around ``offset``, to values in units of return."""
 
     scale: Tensor
     offset: Tensor

@@ -361,7 +361,7 @@ class DiscountedReturnStatistics(RunningMeanStd):
     """
 
     returns: Tensor
-    large_constant = 3.0  # Standard deviations beyond which a constant in the rewards is one.
+    large_constant = 3.0  # Standard deviations from which on a constant in the rewards is large.
 
     def __init__(self, gamma: float, n_envs: int) -> None:
         super().__init__()
