@@ -41,6 +41,21 @@ def load_runs(folder: Path) -> dict[RunSpec, Record]:
     return {spec: records[spec] for spec in sorted(records, key=lambda spec: (spec.task, spec.agent, spec.seed))}
 
 
+def load_studies(folders: list[Path]) -> dict[RunSpec, Record]:
+    """Every finished run of several studies, as `load_runs` of one.
+
+    Raises:
+        ValueError: As `load_runs`; the same run in two of the folders.
+    """
+    records: dict[RunSpec, Record] = {}
+    for folder in folders:
+        found = load_runs(folder)
+        if twice := records.keys() & found.keys():
+            raise ValueError(f"{folder} has runs that another folder has too: {', '.join(spec.stem for spec in twice)}")
+        records |= found
+    return {spec: records[spec] for spec in sorted(records, key=lambda spec: (spec.task, spec.agent, spec.seed))}
+
+
 def finished(folder: Path, specs: list[RunSpec], budget: int | None, rerun_broken: bool) -> dict[RunSpec, Record]:
     """Those of ``specs`` that have been run, with their records.
 

@@ -17,7 +17,7 @@ from experiments.report import figures, stored_ablation, summary, tables
 from experiments.report.page import Image, Report, Section, Table, as_html, as_markdown, markdown_table
 from experiments.report.study import OURS, Study, label, short, unmarked
 from experiments.runs import PROTOCOL_VERSION
-from experiments.storage import failures, load_runs
+from experiments.storage import failures, load_studies
 
 TITLE = "STORM+ policy gradient: benchmark"
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
@@ -32,9 +32,13 @@ NOT_RUN = "`not run`: the agent was not run on that task; `cannot act`: its acti
 
 
 def report(
-    results: Annotated[Path, typer.Option(help="The study's folder, with raw runs or packed ones.")] = Path(
-        "runs/benchmark"
-    ),
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The study's folder, with raw runs or packed ones; runs/benchmark by default. "
+            "Give the option once for each of several studies, to report on them together."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the report; RESULTS/report, or runs/benchmark/report for the published results."),
@@ -44,12 +48,16 @@ def report(
     ] = None,
 ) -> None:
     """Write index.html, README.md, their figures and runs.csv into one folder, all from the stored runs."""
-    folder = output or own_folder(results) / "report"
+    studies = results or [Path("runs/benchmark")]
+    if len(studies) > 1 and output is None:
+        raise ValueError(f"a report on {len(studies)} studies belongs to none of them: say where with --output")
+    folder = output or own_folder(studies[0]) / "report"
     check_folder(folder)
     if readme is not None:
         _split(readme)  # A page without a marked section is an error before the work, not after.
-    study = Study.of(load_runs(results))
-    page = build(study, failures(results), results.parent / "ablations")
+    study = Study.of(load_studies(studies))
+    failed = {name: reason for each in studies for name, reason in failures(each).items()}
+    page = build(study, failed, studies[0].parent / "ablations")
     for section in page.sections:
         for item in section.items:
             if isinstance(item, Image):

@@ -353,7 +353,7 @@ def _named_rows(
         axes.axis("off")
     for axes, title, shown in zip(panels, titles, names, strict=False):
         axes.set_title(title, fontsize=8.5 if columns > 4 else 10, pad=14)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
         axes.set_yticks(range(len(shown)), [label(name) for name in shown])
         axes.tick_params(axis="y", length=0)
         axes.tick_params(labelsize=9)

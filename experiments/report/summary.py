@@ -10,6 +10,7 @@ from scipy.stats import mannwhitneyu
 
 from envs import Task
 from experiments.measures import median_to_threshold
+from experiments.report import tables
 from experiments.report.study import OURS, Study, label, short, unmarked
 from experiments.statistics import estimate, ratio_of_medians
 
@@ -83,7 +84,7 @@ def facts(study: Study) -> list[Fact]:
     found = [_reached(study)]
     reference = study.reference
     if reference is not None:
-        found += [*_ratio(study, reference), _by_pairs(study, reference)]
+        found += [*_ratio(study, reference), _by_pairs(study, reference), *_by_area(study, reference)]
     return [*found, *_rivals(study)]
 
 
@@ -158,6 +159,28 @@ def _by_pairs(study: Study, reference: str) -> Fact:
         f"Against {short(reference)} STORM+PG has **{'; '.join(parts)}** (two-sided Mann-Whitney test of all seeds, "
         f"p < {SIGNIFICANCE:g}).",
     )
+
+
+def _by_area(study: Study, reference: str) -> list[Fact]:
+    """On how many tasks STORM+PG has more area than the reference; separately on those held out."""
+    held_out = [task for task in study.tasks if task.held_out]
+    developed = [task for task in study.tasks if not task.held_out]
+    found = []
+    for tasks, kind in ((developed, ""), (held_out, "held-out ")):
+        if not tasks:
+            continue
+        areas = [study.samples(name, "evaluation_area", tasks) for name in (OURS, reference)]
+        less = [task.id for task, ours, theirs in zip(tasks, *areas, strict=True) if ours.mean() <= theirs.mean()]
+        chance = tables.interval(tables.improved(study, "evaluation_score", OURS, reference, tuple(tasks)))
+        figure, several = f"{len(tasks) - len(less)} of {len(tasks)}", "tasks" if len(tasks) > 1 else "task"
+        what = f"{kind}{several} with more area under the evaluation curve than {short(reference)}"
+        sentence = (
+            f"**STORM+PG has more area under the evaluation curve than {short(reference)} on {figure} {kind}"
+            f"{several}** (means over seeds){f', less on {listed(less)}' if less else ''}; probability that a seed has more, mean "
+            f"over these tasks: {chance}."
+        )
+        found.append(Fact(figure, what, sentence))
+    return found
 
 
 def more_steps(study: Study, reference: str, task: Task) -> bool:

@@ -222,7 +222,8 @@ def dips(study: Study, agents: Sequence[str]) -> pd.DataFrame:
 
 
 def tasks(study: Study) -> pd.DataFrame:
-    """What defines each task, in the protocol's words."""
+    """What defines each task, in the protocol's words, and which are held out, if any is."""
+    some = any(task.held_out for task in study.tasks)
     return pd.DataFrame(
         {
             "task": task.id,
@@ -230,6 +231,7 @@ def tasks(study: Study) -> pd.DataFrame:
             "evaluated every": f"{task.evaluate_every:,}",
             "threshold": f"{task.threshold:,g}",
             "returns that count as 0 and 1": f"{task.score_range[0]:,g} and {task.score_range[1]:,g}",
+            **({"held out": "yes" if task.held_out else "no"} if some else {}),
         }
         for task in study.tasks
     )

@@ -17,8 +17,9 @@ from experiments.files import own_folder
 from experiments.report import tables
 from experiments.report.study import OURS, REFERENCE, Study, short
 from experiments.report.summary import more_steps
+from experiments.runs import RunSpec
 from experiments.statistics import ratio_of_medians
-from experiments.storage import finished
+from experiments.storage import Record, finished
 from experiments.studies.benchmark import run_specs, show_failed
 
 # Deterministic return after training, median over seeds.
@@ -39,7 +40,10 @@ PROBABILITY = 0.75
 
 
 def agent_check(
-    results: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/benchmark"),
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="The study's folder, runs/benchmark by default; once for each of several studies."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the runs that it lacks; RESULTS, or runs/benchmark for the published ones."),
@@ -55,25 +59,28 @@ def agent_check(
     agents = [OURS, REFERENCE, *(ABLATIONS if ablations else [])]
     specs = run_specs(agents, suite.tasks(), range(seeds))
     known = list(dict.fromkeys([*specs, *run_specs([*CONTESTANTS, *ABLATIONS], suite.tasks(), range(seeds))]))
-    folder = output or own_folder(results)
+    studies = results or [Path("runs/benchmark")]
+    folder = output or own_folder(studies[0])
     console = Console()
-    if folder != results and not results.exists():
-        raise ValueError(f"--results {results}: no such folder")
-    runs = finished(results, known, None, rerun_broken=False)
+    runs: dict[RunSpec, Record] = {}
+    for study in studies:
+        if folder != study and not study.exists():
+            raise ValueError(f"--results {study}: no such folder")
+        runs |= finished(study, [spec for spec in known if spec not in runs], None, rerun_broken=False)
     missing = [spec for spec in specs if spec not in runs]
     if missing and (failed := run_all(missing, folder, workers, console)):
         show_failed(failed, len(missing), folder, console)
         raise typer.Exit(1)
-    if folder != results:
+    if folder not in studies:
         runs |= finished(folder, [spec for spec in known if spec not in runs], None, rerun_broken=False)
-    study = Study.of({spec: runs[spec] for spec in known if spec in runs})
-    aims = check(study)
+    found = Study.of({spec: runs[spec] for spec in known if spec in runs})
+    aims = check(found)
     console.print(_table("STORM+PG against RL Zoo's PPO", aims))
-    if study.variants:
-        variants = [OURS, *study.variants]
-        console.print(_table("Ablations: median env steps to the threshold", tables.steps(study, variants)))
+    if found.variants:
+        variants = [OURS, *found.variants]
+        console.print(_table("Ablations: median env steps to the threshold", tables.steps(found, variants)))
         console.print(
-            _table("Ablations: median steps of STORM+PG over the variant's", tables.ratios(study, variants, OURS))
+            _table("Ablations: median steps of STORM+PG over the variant's", tables.ratios(found, variants, OURS))
         )
     missed = int((aims["verdict"] == "MISS").sum())
     console.print("All aims are met." if not missed else f"{missed} of {len(aims)} aims are missed.")

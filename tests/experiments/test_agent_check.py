@@ -8,7 +8,7 @@ from envs import TASKS
 from experiments.cli import app
 from experiments.report.study import Study
 from experiments.runs import RunSpec
-from experiments.storage import load_runs
+from experiments.storage import load_runs, pack
 from experiments.studies import agent_check
 
 Store = Callable[..., Path]
@@ -92,6 +92,19 @@ def test_command_shows_the_aims_and_its_exit_code_says_whether_all_are_met(
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
     assert result.exit_code == 1
     assert f"1 of {5 * len(TASKS) + 5} aims are missed" in result.output
+
+
+def test_tasks_may_be_in_several_studies(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = folder(store, 0.1, 0.4)
+    monkeypatch.setattr(agent_check, "FINAL_RETURNS", {})
+    other = pack(study, tmp_path / "other").parent
+    for path in (study / "raw").glob("*Pendulum*"):
+        path.unlink()
+    arguments = ["agent-check", "--seeds", "2", "--results", str(study), "--results", str(other)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "Pendulum-v1" in result.output
+    assert not list((study / "raw").glob("*Pendulum*"))
 
 
 def test_what_published_results_lack_is_run_elsewhere(

@@ -130,16 +130,28 @@ def test_no_number_is_only_a_budget(folder: Path, store: Store) -> None:
 
 def test_summary_says_what_the_runs_say(folder: Path) -> None:
     study = Study.of(load_runs(folder))
-    reached, ratio, pairs, rivals = (fact.sentence for fact in summary.facts(study))
+    reached, ratio, pairs, area, rivals = (fact.sentence for fact in summary.facts(study))
     assert reached.startswith("**STORM+PG reached the threshold in 6 of 6 runs and held it to the end in 6**")
     assert "PPO (RL Zoo's settings) in 5 of 6" in reached
     assert "2.83 times as many env steps as STORM+PG" in ratio
     # Three seeds against three: chance alone separates them one time in ten.
     assert "a difference that chance explains on CartPole-v1 and Acrobot-v1" in pairs
+    assert area.startswith("**STORM+PG has more area under the evaluation curve than PPO on 2 of 2 tasks**")
     assert "PPO on CartPole-v1 (20,000, 2 of 3 seeds; STORM+PG 5,000)" in rivals
     introduction = summary.introduction(study)
     assert "STORM+PG and PPO (RL Zoo's settings) on CartPole-v1 and Acrobot-v1, 3 seeds each." in introduction
     assert "SVRPG: on CartPole-v1 only." in introduction
+
+
+def test_tasks_held_out_are_counted_apart(folder: Path, store: Store) -> None:
+    for seed in range(2):
+        store("storm_plus_pg", "Taxi-v4", seed, 50_000)
+        store("ppo_zoo", "Taxi-v4", seed, 20_000)
+    study = Study.of(load_runs(folder))
+    developed, held_out = (fact for fact in summary.facts(study) if "with more area" in fact.what)
+    assert (developed.figure, held_out.figure) == ("2 of 2", "0 of 1")
+    assert "less on Taxi-v4; probability that a seed has more, mean over these tasks: 0.00" in held_out.sentence
+    assert tables.tasks(study)["held out"].tolist() == ["no", "no", "yes"]
 
 
 def test_a_difference_beyond_chance_is_named_as_one(store: Store) -> None:
@@ -258,10 +270,22 @@ def test_report_is_one_page_with_its_figures_and_a_summary_beside_it(folder: Pat
         assert name in anchors if name.startswith("#") else (tmp_path / "report" / name).exists()
 
 
+def test_several_studies_are_reported_together_where_one_says(store: Store, tmp_path: Path) -> None:
+    store("ppo_zoo", "CartPole-v1", 0, 20_000)
+    first = pack(store("storm_plus_pg", "CartPole-v1", 0, 4_000).parents[1], tmp_path / "first").parent
+    for path in (tmp_path / "study" / "raw").iterdir():
+        path.unlink()
+    second = store("ppo_zoo", "Acrobot-v1", 0, 20_000).parents[1]
+    with pytest.raises(ValueError, match="2 studies belongs to none of them: say where with --output"):
+        report([first, second])
+    report([first, second], tmp_path / "report")
+    assert len(pd.read_csv(tmp_path / "report" / "runs.csv")) == 3
+
+
 @pytest.mark.slow
 def test_packed_runs_give_the_same_report(folder: Path, tmp_path: Path) -> None:
-    report(folder, tmp_path / "raw", None)
-    report(pack(folder, tmp_path / "packed").parent, tmp_path / "packed", None)
+    report([folder], tmp_path / "raw", None)
+    report([pack(folder, tmp_path / "packed").parent], tmp_path / "packed", None)
     for path in (tmp_path / "raw").iterdir():
         assert path.read_bytes() == (tmp_path / "packed" / path.name).read_bytes(), path.name
 
@@ -302,7 +326,7 @@ def test_readme_is_rewritten_between_its_marks_only(folder: Path, tmp_path: Path
 def test_readme_without_marks_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ValueError, match="has no section between"):
-        report(folder, tmp_path / "report", tmp_path / "README.md")
+        report([folder], tmp_path / "report", tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == "mine"
     assert not (tmp_path / "report").exists()
 

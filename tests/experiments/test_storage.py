@@ -6,7 +6,7 @@ from rich.console import Console
 
 from experiments.execution import run_all
 from experiments.runs import RunSpec
-from experiments.storage import failures, finished, load_runs, pack
+from experiments.storage import failures, finished, load_runs, load_studies, pack
 
 Store = Callable[..., Path]
 
@@ -20,6 +20,17 @@ def test_packed_runs_are_the_raw_ones_to_the_last_digit(store: Store, tmp_path: 
     before = path.read_bytes()
     pack(raw.parent, path.parent)
     assert path.read_bytes() == before
+
+
+def test_several_studies_are_read_as_one_unless_they_share_a_run(store: Store, tmp_path: Path) -> None:
+    first = store("ppo_zoo", "Pendulum-v1", 0, 20_000).parents[1]
+    second = pack(first, tmp_path / "packed").parent
+    with pytest.raises(ValueError, match="packed has runs that another folder has too: ppo_zoo__Pendulum-v1__seed0"):
+        load_studies([first, second])
+    store("ppo_zoo", "Pendulum-v1", 0, 20_000).unlink()
+    store("ppo_zoo", "CartPole-v1", 0, 20_000)
+    specs = [RunSpec("ppo_zoo", "CartPole-v1", 0), RunSpec("ppo_zoo", "Pendulum-v1", 0)]
+    assert list(load_studies([second, first])) == specs
 
 
 def test_packed_runs_are_not_run_again(store: Store, tmp_path: Path) -> None:
