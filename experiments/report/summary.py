@@ -176,8 +176,8 @@ def _by_area(study: Study, reference: str) -> list[Fact]:
         what = f"{kind}{several} with more area under the evaluation curve than {short(reference)}"
         sentence = (
             f"**STORM+PG has more area under the evaluation curve than {short(reference)} on {figure} {kind}"
-            f"{several}** (means over seeds){f', less on {listed(less)}' if less else ''}; probability that a seed has more, mean "
-            f"over these tasks: {chance}."
+            f"{several}**{f', less on {listed(less)}' if less else ''} (means over seeds); probability that a seed "
+            f"has more, mean over these tasks: {chance}."
         )
         found.append(Fact(figure, what, sentence))
     return found
