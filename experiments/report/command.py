@@ -16,8 +16,8 @@ from experiments.plots import svg
 from experiments.report import figures, stored_ablation, summary, tables
 from experiments.report.page import Image, Report, Section, Table, as_html, as_markdown, markdown_table
 from experiments.report.study import OURS, Study, label, short, unmarked
-from experiments.runs import PROTOCOL_VERSION
-from experiments.storage import failures, load_studies
+from experiments.runs import PROTOCOL_VERSION, RunSpec
+from experiments.storage import Record, failures, load_studies
 
 TITLE = "STORM+ policy gradient: benchmark"
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
@@ -39,6 +39,9 @@ def report(
             "Give the option once for each of several studies, to report on them together."
         ),
     ] = None,
+    agents: Annotated[
+        list[str] | None, typer.Option("--agent", help="Report on this agent only; once for each of several.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the report; RESULTS/report, or runs/benchmark/report for the published results."),
@@ -55,7 +58,7 @@ def report(
     check_folder(folder)
     if readme is not None:
         _split(readme)  # A page without a marked section is an error before the work, not after.
-    study = Study.of(load_studies(studies))
+    study = Study.of(_of_agents(load_studies(studies), agents))
     failed = {name: reason for each in studies for name, reason in failures(each).items()}
     page = build(study, failed, studies[0].parent / "ablations")
     for section in page.sections:
@@ -70,6 +73,14 @@ def report(
     if readme is not None:
         rewrite(readme, study, folder)
         typer.echo(f"Rewrote the section between {BEGIN} and {END} in {readme}.")
+
+
+def _of_agents(runs: dict[RunSpec, Record], agents: list[str] | None) -> dict[RunSpec, Record]:
+    """The runs of these agents; None: all of them."""
+    known = {spec.agent for spec in runs}
+    if unknown := set(agents or ()) - known:
+        raise ValueError(f"no runs of {', '.join(sorted(unknown))} there; there are some of {', '.join(sorted(known))}")
+    return runs if agents is None else {spec: run for spec, run in runs.items() if spec.agent in agents}
 
 
 def build(study: Study, failed: dict[str, str], ablations: Path) -> Report:

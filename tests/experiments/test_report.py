@@ -279,14 +279,18 @@ def test_several_studies_are_reported_together_where_one_says(store: Store, tmp_
     second = store("ppo_zoo", "Acrobot-v1", 0, 20_000).parents[1]
     with pytest.raises(ValueError, match="2 studies belongs to none of them: say where with --output"):
         report([first, second])
-    report([first, second], tmp_path / "report")
+    report([first, second], output=tmp_path / "report")
     assert len(pd.read_csv(tmp_path / "report" / "runs.csv")) == 3
+    report([first, second], ["ppo_zoo"], tmp_path / "report")
+    assert set(pd.read_csv(tmp_path / "report" / "runs.csv")["contestant"]) == {"ppo_zoo"}
+    with pytest.raises(ValueError, match="no runs of sac_zoo there; there are some of ppo_zoo, storm_plus_pg"):
+        report([first, second], ["ppo_zoo", "sac_zoo"], tmp_path / "report")
 
 
 @pytest.mark.slow
 def test_packed_runs_give_the_same_report(folder: Path, tmp_path: Path) -> None:
-    report([folder], tmp_path / "raw", None)
-    report([pack(folder, tmp_path / "packed").parent], tmp_path / "packed", None)
+    report([folder], output=tmp_path / "raw")
+    report([pack(folder, tmp_path / "packed").parent], output=tmp_path / "packed")
     for path in (tmp_path / "raw").iterdir():
         assert path.read_bytes() == (tmp_path / "packed" / path.name).read_bytes(), path.name
 
@@ -327,7 +331,7 @@ def test_readme_is_rewritten_between_its_marks_only(folder: Path, tmp_path: Path
 def test_readme_without_marks_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ValueError, match="has no section between"):
-        report([folder], tmp_path / "report", tmp_path / "README.md")
+        report([folder], output=tmp_path / "report", readme=tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == "mine"
     assert not (tmp_path / "report").exists()
 
