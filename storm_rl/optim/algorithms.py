@@ -6,15 +6,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from storm_rl.optim.checks import nonnegative
-from storm_rl.optim.recursion import (
-    Number,
-    meta_storm_momentum,
-    meta_storm_step_size,
-    storm_momentum,
-    storm_plus_momentum,
-    storm_plus_step_size,
-    storm_step_size,
-)
+from storm_rl.optim.recursion import Number, power, storm_plus_momentum, storm_plus_step_size
 from storm_rl.optim.recursive_optimizer import RecursiveOptimizer, SharedOptions
 
 VARIANTS = ("difference", "gradient", "none")
@@ -129,12 +121,13 @@ class STORM(RecursiveOptimizer):
         super().__init__(params, lr, **options)
 
     def _momentum(self, noise_sum: Number) -> Number:
-        options = self.param_groups[0]
-        return storm_momentum(storm_step_size(noise_sum, options["k"], options["w"]), options["c"])
+        step_size, c = self._step_size(noise_sum), float(self.param_groups[0]["c"])
+        momentum = c * (step_size * step_size)
+        return momentum.clamp(max=1.0) if isinstance(momentum, Tensor) else min(1.0, momentum)
 
-    def _step_size(self, noise_sum: Number, direction_sum: Number, momentum: Number) -> Number:
-        options = self.param_groups[0]
-        return storm_step_size(noise_sum, options["k"], options["w"])
+    def _step_size(self, noise_sum: Number, *_: Number) -> Number:
+        k, w = float(self.param_groups[0]["k"]), float(self.param_groups[0]["w"])
+        return k * power(w + noise_sum, -1.0 / 3.0)
 
 
 class MetaSTORM(RecursiveOptimizer):
@@ -207,8 +200,8 @@ class MetaSTORM(RecursiveOptimizer):
         return squared_gradient**0 if self.param_groups[0]["variant"] == "none" else squared_gradient
 
     def _momentum(self, noise_sum: Number) -> Number:
-        return meta_storm_momentum(noise_sum, self.param_groups[0]["a_0"])
+        return power(1.0 + noise_sum / float(self.param_groups[0]["a_0"]), -2.0 / 3.0)
 
     def _step_size(self, noise_sum: Number, direction_sum: Number, momentum: Number) -> Number:
-        options = self.param_groups[0]
-        return meta_storm_step_size(direction_sum, momentum, options["b_0"], options["p"])
+        p, b_0 = float(self.param_groups[0]["p"]), float(self.param_groups[0]["b_0"])
+        return power(momentum, (1.0 - p) / 2.0) * power(b_0 + direction_sum, -p)  # a^q / b^p with p + 2q = 1

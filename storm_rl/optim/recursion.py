@@ -1,4 +1,4 @@
-r"""The recursion of ``d`` on lists of tensors, and the rules for ``a`` and ``eta`` on sums of squares.
+r"""The recursion of ``d`` on lists of tensors, and STORM+'s rules for ``a`` and ``eta`` on sums of squares.
 
 The docstrings of :class:`~storm_rl.optim.STORMPlus`, :class:`~storm_rl.optim.STORM` and
 :class:`~storm_rl.optim.MetaSTORM` put them together. Indices matter: ``a_{t+1}`` knows the gradients up to ``t`` only,
@@ -25,13 +25,14 @@ def squared_norm(tensors: Sequence[Tensor]) -> float:
     return float(torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum())
 
 
-def _power(base: Number, exponent: float) -> Number:
+def power(base: Number, exponent: float) -> Number:
+    """``base ** exponent``; a float's overflow is an error, as Python has it."""
     return base.pow(exponent) if isinstance(base, Tensor) else math.pow(base, exponent)
 
 
 def storm_plus_momentum(sum_squared_gradients: Number) -> Number:
     r"""``a_{t+1} = (1 + \sum_{i <= t} ||g_i||^2)^(-2/3)``, in (0, 1]; 1 forgets the past."""
-    return _power(1.0 + sum_squared_gradients, -2.0 / 3.0)
+    return power(1.0 + sum_squared_gradients, -2.0 / 3.0)
 
 
 def storm_plus_step_size(sum_weighted_directions: Number) -> Number:
@@ -40,29 +41,8 @@ def storm_plus_step_size(sum_weighted_directions: Number) -> Number:
     Where the sum is 0, every direction so far was exactly zero; the step size is 0 there, so that ``eta_t d_t`` is too.
     """
     if isinstance(sum_weighted_directions, Tensor):
-        return _power(sum_weighted_directions, -1.0 / 3.0).masked_fill_(sum_weighted_directions == 0.0, 0.0)
-    return _power(sum_weighted_directions, -1.0 / 3.0) if sum_weighted_directions > 0.0 else 0.0
-
-
-def storm_step_size(sum_squared_gradients: Number, k: float, w: float) -> Number:
-    r"""STORM's ``eta_t = k / (w + \sum_{i <= t} ||g_i||^2)^(1/3)`` (arXiv 1905.10018, Algorithm 1)."""
-    return k * _power(w + sum_squared_gradients, -1.0 / 3.0)
-
-
-def storm_momentum(step_size: Number, c: float) -> Number:
-    """STORM's ``a_{t+1} = min(1, c eta_t^2)`` (arXiv 1905.10018, Algorithm 1)."""
-    momentum = c * (step_size * step_size)
-    return momentum.clamp_(max=1.0) if isinstance(momentum, Tensor) else min(1.0, momentum)
-
-
-def meta_storm_momentum(noise_sum: Number, a_0: float) -> Number:
-    """META-STORM's ``a = (1 + noise_sum / a_0)^(-2/3)`` (arXiv 2209.14853)."""
-    return _power(1.0 + noise_sum / a_0, -2.0 / 3.0)
-
-
-def meta_storm_step_size(sum_squared_directions: Number, momentum: Number, b_0: float, p: float) -> Number:
-    r"""META-STORM's ``1 / b_t = a^q / (b_0 + \sum_{i <= t} ||d_i||^2)^p`` with ``p + 2q = 1``."""
-    return _power(momentum, (1.0 - p) / 2.0) * _power(b_0 + sum_squared_directions, -p)
+        return power(sum_weighted_directions, -1.0 / 3.0).masked_fill_(sum_weighted_directions == 0.0, 0.0)
+    return power(sum_weighted_directions, -1.0 / 3.0) if sum_weighted_directions > 0.0 else 0.0
 
 
 def update_direction(
