@@ -12,6 +12,8 @@ from markdown_it import MarkdownIt
 MARKDOWN = MarkdownIt("commonmark", {"html": False})
 # Characters from which on a cell's text may break into lines.
 LONG = 48
+# Columns up to which a page is wide enough for a table.
+MOST_COLUMNS = 9
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,14 @@ class Table:
     caption: str = ""
     folded: bool = False
     note: str = ""
+
+    @property
+    def fitted(self) -> pd.DataFrame:
+        """The rows, or, of more columns than a page is wide enough for, the columns as rows."""
+        if len(self.rows.columns) <= MOST_COLUMNS or len(self.rows) >= MOST_COLUMNS:
+            return self.rows
+        turned = self.rows.set_index(self.rows.columns[0]).T.fillna("")
+        return turned.rename_axis("", axis=1).reset_index(names="")
 
 
 @dataclass(frozen=True)
@@ -116,9 +126,10 @@ def _html_item(item: Table | Image, marked: str) -> str:
         return f"<figure>{image}<figcaption>{_inline(item.caption)}</figcaption></figure>"
     if not len(item.rows):
         return ""
-    head = "".join(f"<th>{_inline(str(name))}</th>" for name in item.rows.columns)
+    rows = item.fitted.astype(str)
+    head = "".join(f"<th>{_inline(str(name))}</th>" for name in rows.columns)
     body = ""
-    for row in item.rows.astype(str).to_numpy():
+    for row in rows.to_numpy():
         cells = "".join(f"<td{' class=long' * (len(cell) > LONG)}>{_inline(cell)}</td>" for cell in row)
         body += f"<tr{' class=marked' * (row[0] == marked)}>{cells}</tr>\n"
     table = f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
@@ -146,7 +157,7 @@ def as_markdown(report: Report) -> str:
                 parts += [f"![{item.title}]({item.name})", *([item.caption] if item.caption else [])]
             elif len(item.rows):
                 words = " ".join(text for text in (item.caption, item.note) if text)
-                parts += [*([words] if words else []), markdown_table(item.rows)]
+                parts += [*([words] if words else []), markdown_table(item.fitted)]
     return "\n\n".join(parts) + "\n"
 
 

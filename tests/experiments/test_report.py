@@ -233,6 +233,16 @@ def test_the_stored_ablation_is_a_section_of_its_own(folder: Path, tmp_path: Pat
     assert list(each.rows) == ["variant", "CartPole-v1 (100k)"]
 
 
+def test_a_table_of_too_many_columns_is_turned() -> None:
+    tasks = [f"task {index}" for index in range(12)]
+    rows = pd.DataFrame([{"agent": name, **{task: f"{name} {task}" for task in tasks}} for name in ("a", "b")])
+    fitted = Table(rows).fitted
+    assert fitted.shape == (12, 3)
+    assert fitted.iloc[3].tolist() == ["task 3", "a task 3", "b task 3"]
+    assert "|  | a | b |" in markdown_table(fitted)
+    assert Table(rows.iloc[:, :6]).fitted.equals(rows.iloc[:, :6])
+
+
 def test_markers_of_seeds_do_not_hide_each_other() -> None:
     x, lanes = figures._side_by_side(np.array([3.0] * 12 + [3.5, 9.0]))
     places = list(zip(x, lanes, strict=True))
